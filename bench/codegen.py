@@ -1,0 +1,212 @@
+"""Registers, spills and access widths of the default kernels by architecture, compiled here without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+
+from cbam_triton.kernels import device as kernel_device
+from cbam_triton.kernels.device import DeviceFacts
+
+from .ptx import Access, accesses, resources, widths
+from .run import DTYPES, LAYOUTS, parse_shapes
+
+MIB = 1 << 20
+# A common GPU of each architecture: the defaults depend on multiprocessors and L2.
+FACTS = {
+    "sm_75": DeviceFacts("T4", 40, 4 * MIB),
+    "sm_80": DeviceFacts("A100", 108, 40 * MIB),
+    "sm_86": DeviceFacts("A10", 72, 6 * MIB),
+    "sm_89": DeviceFacts("L4", 58, 48 * MIB),
+    "sm_90": DeviceFacts("H100", 132, 50 * MIB),
+    "sm_100": DeviceFacts("B200", 148, 126 * MIB),
+    "sm_120": DeviceFacts("RTX 5090", 170, 96 * MIB),
+    "gfx942": DeviceFacts("MI300X", 304, 4 * MIB),
+    "gfx1100": DeviceFacts("RX 7900 XTX", 96, 6 * MIB),
+}
+SCHEDULES = ("staged", "wavefront")
+
+
+def target_of(architecture: str) -> Any:
+    """Triton's GPUTarget for a name such as "sm_90" or "gfx942"."""
+    from triton.backends.compiler import GPUTarget
+
+    if architecture.startswith("sm_"):
+        return GPUTarget("cuda", int(architecture[3:]), 32)
+    if architecture.startswith("gfx"):
+        return GPUTarget("hip", architecture, 64 if architecture.startswith("gfx9") else 32)
+    raise ValueError(f"architecture {architecture!r} is neither like sm_90 nor like gfx942")
+
+
+def compile_for(kernel: Any, arguments: Mapping[str, Any], options: Mapping[str, Any], architecture: str) -> Any:
+    """Compile a @triton.jit kernel for an architecture as a launch with these arguments (by name) would.
+
+    Tensors may be on any device, also "meta"; their memory is taken to be 16-byte aligned.
+    """
+    import triton
+    from triton.compiler import ASTSource
+
+    signature, constants, attributes = {}, {}, {}
+    for i, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr or value is None or (value_is_one(value) and not parameter.do_not_specialize):
+            signature[parameter.name], constants[(i,)] = "constexpr", value
+            continue
+        signature[parameter.name] = _type_of(value)
+        divisible = not isinstance(value, int) or value % 16 == 0
+        if divisible and not isinstance(value, float) and not parameter.do_not_specialize:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=target_of(architecture), options=dict(options))
+
+
+def value_is_one(value: Any) -> bool:
+    """Whether Triton makes a constant of this argument: the integer 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value == 1
+
+
+def _type_of(value):
+    from triton.runtime.jit import mangle_type
+
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    return mangle_type(value)
+
+
+def report(compiled: Any, architecture: str) -> dict[str, Any]:
+    """Registers a thread, spilled bytes or registers, shared bytes; for NVIDIA also the accesses by width."""
+    facts: dict[str, Any] = {"shared": compiled.metadata.shared}
+    if architecture.startswith("gfx"):
+        return facts | _amdgcn_facts(compiled.asm["amdgcn"])
+    ptx = compiled.asm["ptx"]
+    found = list(accesses(ptx))
+    facts |= resources(compiled.asm["cubin"])
+    facts["non_coherent_loads"] = sum(".nc" in access.qualifiers for access in found)
+    facts["accesses"] = [access._asdict() for access in found]
+    return facts
+
+
+def _amdgcn_facts(assembly):
+    def number(name):
+        return max(map(int, re.findall(rf"\.{name}:\s+(\d+)", assembly)), default=0)
+
+    return {"registers": number("vgpr_count"), "spills": number("vgpr_spill_count")}
+
+
+class Launch(NamedTuple):
+    """One recorded launch: the kernel, its arguments by name, its options such as num_warps."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+@contextmanager
+def recorded(facts: DeviceFacts) -> Iterator[list[Launch]]:
+    """Inside, launches are recorded instead of run, and every device has these facts."""
+    from triton.runtime.jit import JITFunction
+
+    from cbam_triton.kernels import launch
+
+    found: list[Launch] = []
+
+    def run(self, *arguments, grid, warmup, **options):
+        del grid, warmup
+        named = dict(zip(self.arg_names, arguments, strict=False))
+        named |= {name: options.pop(name) for name in self.arg_names if name in options}
+        found.append(Launch(self, named, options))
+
+    with patch.object(JITFunction, "run", run), patch.object(launch, "facts", lambda device: facts):
+        yield found
+
+
+def launches(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, layout: str, schedule: str, architecture: str
+) -> list[Launch]:
+    """What the library launches for a CBAM in eval mode, fp32 parameters, on x (N,C,H,W) on that architecture."""
+    from cbam_triton.kernels.launch import Weights, forward
+
+    C = shape[1]
+    R = max(1, C // 16)
+    x = torch.empty(shape, dtype=dtype, memory_format=LAYOUTS[layout])
+    one = torch.empty(1)
+    weights = Weights(
+        torch.empty(R, C), torch.empty(R), torch.empty(C, R), torch.empty(C), torch.empty(1, 2, 7, 7), None,
+        one, one, one, one, 1e-5,
+    )  # fmt: skip
+    with recorded(FACTS[architecture]) as found:
+        forward(x, weights, schedule)
+    return found
+
+
+def measure(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, layout: str, schedule: str, architecture: str
+) -> Iterator[dict[str, Any]]:
+    """`report` of every kernel of a schedule, with what it was compiled for."""
+    for launch in launches(shape, dtype, layout, schedule, architecture):
+        facts = report(compile_for(launch.kernel, launch.arguments, launch.options, architecture), architecture)
+        yield {
+            "architecture": architecture,
+            "shape": "x".join(map(str, shape)),
+            "dtype": str(dtype).removeprefix("torch."),
+            "layout": layout,
+            "schedule": schedule,
+            "kernel": launch.kernel.__name__,
+            **facts,
+        }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `python -m bench codegen`."""
+    parser.add_argument("--architecture", nargs="+", choices=tuple(FACTS), default=list(FACTS))
+    parser.add_argument("--shapes", nargs="+", default=["32x256x56x56"], help="as for bench run (default: %(default)s)")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float16"])
+    parser.add_argument("--layout", nargs="+", choices=tuple(LAYOUTS), default=list(LAYOUTS))
+    parser.add_argument("--schedule", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, with every access")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print one line for each kernel; 1 if one spills."""
+    if kernel_device.interpreted():
+        print("bench codegen: error: the interpreter compiles nothing: unset TRITON_INTERPRET", file=sys.stderr)
+        return 2
+    try:
+        shapes = [shape for name in arguments.shapes for shape in parse_shapes(name, 32)]
+    except ValueError as error:
+        print(f"bench codegen: error: {error}", file=sys.stderr)
+        return 2
+    spilled = False
+    for shape, name, layout in itertools.product(shapes, arguments.dtype, arguments.layout):
+        if not arguments.json:
+            print(f"\n{'x'.join(map(str, shape))} {name} {layout}, triton {version('triton')}\n{HEADER}")
+        for architecture, schedule in itertools.product(arguments.architecture, arguments.schedule):
+            for found in measure(shape, getattr(torch, name), layout, schedule, architecture):
+                spilled |= found["spills"] > 0
+                print(json.dumps(found) if arguments.json else _line(found), flush=True)
+    return int(spilled)
+
+
+HEADER = (
+    f"{'architecture':<13} {'schedule':<10} {'kernel':<21} {'registers':>9} {'spills':>6} {'shared':>6} {'.nc':>4}  "
+    f"{'loads of 16-bit x':<26} stores"
+)
+
+
+def _line(found: dict[str, Any]) -> str:
+    listed = [Access(**access) for access in found.get("accesses", [])]
+    loads, stores = (widths(listed, kind) if listed else "" for kind in ("ld", "st"))
+    return (
+        f"{found['architecture']:<13} {found['schedule']:<10} {found['kernel']:<21} {found['registers']:>9} "
+        f"{found['spills']:>6} {found['shared']:>6} {found.get('non_coherent_loads', ''):>4}  {loads:<26} {stores}"
+    ).rstrip()

@@ -1,0 +1,76 @@
+"""What a compiled kernel says of itself: registers and stack of a cubin, global accesses of PTX."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Access(NamedTuple):
+    """One access to global memory in PTX: "ld" or "st", bytes a thread, in a loop, of 16-bit elements, qualifiers."""
+
+    kind: str
+    width: int
+    in_loop: bool
+    half: bool
+    qualifiers: str
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers a thread and spilled bytes (these kernels have no other stack) of a cubin, by the wheel's cuobjdump."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        said = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    if found is None:
+        raise RuntimeError(f"{tool} -res-usage reported no registers: {said!r}")
+    return {"registers": int(found[1]), "spills": int(found[2])}
+
+
+_GLOBAL = re.compile(r"\b(ld|st)(?:\.\w+)*\.global([.:\w]*?)(?:\.v(\d))?\.[bfsu](\d+)\s+(.*);")
+_LABEL = re.compile(r"^(\$\w+):")
+_BRANCH = re.compile(r"\bbra(?:\.uni)?\s+(\$\w+);")
+
+
+def accesses(ptx: str) -> Iterator[Access]:
+    """Every load and store of global memory in PTX.
+
+    An access is of 16-bit elements if its registers are, or are unpacked to or packed from pairs of 16-bit ones. It is
+    in a loop if it stands between a label and a branch back to it.
+    """
+    lines = ptx.splitlines()
+    labels = {match[1]: i for i, line in enumerate(lines) if (match := _LABEL.match(line))}
+    loops = [
+        (labels[match[1]], i)
+        for i, line in enumerate(lines)
+        if (match := _BRANCH.search(line)) and labels.get(match[1], i) < i
+    ]
+    halves = set(re.findall(r"mov\.b32\s+\{%\w+, %\w+\}, (%r\d+)", ptx))
+    halves |= set(re.findall(r"mov\.b32\s+(%r\d+), \{%\w+, %\w+\}", ptx))
+    halves |= set(re.findall(r"cvt[.\w]*\.(?:f16x2|bf16x2)\.f32\s+(%r\d+)", ptx))
+    for i, line in enumerate(lines):
+        if match := _GLOBAL.search(line):
+            kind, qualifiers, count, bits, operands = match.groups()
+            registers = re.findall(r"%\w+", operands.split("[")[0] if kind == "ld" else operands.split("]")[1])
+            half = bits == "16" or any(register in halves for register in registers)
+            in_loop = any(begin < i < end for begin, end in loops)
+            yield Access(kind, int(bits) // 8 * int(count or 1), in_loop, half, qualifiers)
+
+
+def widths(found: list[Access], kind: str) -> str:
+    """Counts by bytes a thread of the accesses to 16-bit elements, those in loops first: "16B*8 | 2B*1"."""
+
+    def text(in_loop):
+        counts = Counter(a.width for a in found if a.kind == kind and a.half and a.in_loop == in_loop)
+        return " ".join(f"{width}B*{counts[width]}" for width in sorted(counts, reverse=True)) or "-"
+
+    return f"{text(True)} | {text(False)}"

@@ -1,0 +1,198 @@
+"""The check behind `python -m cbam_triton`: every backend and schedule on a photograph, compared and timed."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from . import CBAM, AttentionMaps, settings
+from .compare import Agreement, CompileFailed, Timing, agreement, compiled, interleaved
+from .forms import jongchan_like, timm_like
+from .photo import STAGES, Stage, feature_maps, make_layer
+from .settings import Backend, Schedule
+
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+REFERENCE: tuple[Backend, Schedule | None] = ("reference", None)
+KERNELS: tuple[tuple[Backend, Schedule | None], ...] = (("triton", "staged"), ("triton", "wavefront"))
+# The interpreter needs about a second for 10^5 elements: one sample, cut to this many channels and pixels a side.
+CROP_CHANNELS = 128
+CROP_SIDE = 14
+
+
+class Progress(Protocol):
+    """A progress bar such as tqdm's."""
+
+    def set_description(self, desc: str) -> None: ...
+
+    def update(self) -> object: ...
+
+
+class Machine(NamedTuple):
+    """What runs here: device and dtype, whether kernels run on that device, whether the interpreter runs them."""
+
+    device: torch.device
+    dtype: torch.dtype
+    kernels: bool
+    interpreted: bool
+
+
+@dataclass
+class Row:
+    """One line of the table; times in seconds, speeds as time of the other over time of this one."""
+
+    shape: str
+    layout: str
+    backend: Backend
+    schedule: Schedule | None
+    agreement: Agreement
+    timing: Timing | None = None
+    over_eager: str = "-"
+    over_compiled: str = "-"
+    noisy: bool = False
+    crop: bool = False
+
+    @property
+    def name(self) -> str:
+        """Backend and schedule in words."""
+        return f"{self.backend} {self.schedule or ''}".rstrip()
+
+
+@dataclass
+class Outcome:
+    """What a check found: rows of the table, gates of the first view by stage, remarks to print below."""
+
+    rows: list[Row] = field(default_factory=list)
+    gates: dict[Stage, AttentionMaps] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+class _CompileBudget:
+    """Seconds left for torch.compile in this run: the first compilation on a CPU alone may take half a minute."""
+
+    def __init__(self, seconds: float) -> None:
+        self.left = seconds
+        self.failure: str | None = None
+
+    def compile(self, module: torch.nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+        if self.left <= 0 or self.failure:
+            return None
+        begin = time.perf_counter()
+        try:
+            return compiled(module, x)
+        except CompileFailed as error:
+            self.failure = str(error)
+            return None
+        finally:
+            self.left -= time.perf_counter() - begin
+
+
+def run_with(backend: Backend, schedule: Schedule | None, layer: CBAM, x: Tensor) -> Tensor:
+    """The layer's output by one backend and schedule."""
+    with settings(backend=backend, schedule=schedule):
+        return layer(x)
+
+
+def check_stage(
+    views: Tensor, stage: Stage, layout: str, machine: Machine, budget: _CompileBudget, progress: Progress
+) -> Iterator[Row]:
+    """Rows of one stage in one memory format: the whole map, then the crop where kernels are interpreted."""
+    maps = feature_maps(views, stage)
+    timed = [REFERENCE, *(KERNELS if machine.kernels and not machine.interpreted else ())]
+    yield from _compare(maps, layout, machine, timed, budget, progress)
+    if machine.kernels and machine.interpreted:
+        crop = maps[:1, :CROP_CHANNELS, :CROP_SIDE, :CROP_SIDE]
+        yield from _compare(crop, layout, machine, KERNELS, None, progress)
+
+
+def _compare(maps, layout, machine, contenders, budget, progress) -> Iterator[Row]:
+    """Compare contenders on a map; time those that agree if there is a budget for the compiled form."""
+    layer = make_layer(maps).to(machine.device, machine.dtype)
+    x = maps.to(machine.device, machine.dtype).contiguous(memory_format=LAYOUTS[layout])
+    published, timm = jongchan_like(layer), timm_like(layer)
+    want = run_with("reference", None, copy.deepcopy(layer).double(), x.double())
+    eager = published(x)
+    shape = "x".join(map(str, x.shape))
+    rows = []
+    for backend, schedule in contenders:
+        progress.set_description(f"{shape} {layout}: {backend} {schedule or ''}")
+        found = agreement(run_with(backend, schedule, layer, x), eager, want)
+        rows.append(Row(shape, layout, backend, schedule, found, crop=budget is None))
+        if budget is None:
+            yield rows[-1]
+    if budget is None:
+        return
+    progress.set_description(f"{shape} {layout}: torch.compile of timm's form")
+    calls = {"published": partial(published, x)}
+    right, function = False, budget.compile(timm, x)
+    if function is not None:
+        right = agreement(function(x), eager, want).ok
+        if right:
+            calls["compiled"] = partial(function, x)
+    for row in rows:
+        if row.agreement.ok:
+            calls[row.name] = partial(run_with, row.backend, row.schedule, layer, x)
+    timings = interleaved(calls, x.device, seconds=0.3)
+    for row in rows:
+        row.timing = timings.get(row.name)
+        if row.timing:
+            row.noisy = any(timing.noisy for timing in timings.values())
+            row.over_eager = f"{timings['published'].median / row.timing.median:.2f}x"
+            if right:
+                row.over_compiled = f"{timings['compiled'].median / row.timing.median:.2f}x"
+            else:
+                row.over_compiled = "wrong" if function else "failed" if budget.failure else "skipped"
+        yield row
+
+
+def row_count(machine: Machine) -> int:
+    """How many rows `check_photograph` will make."""
+    return len(STAGES) * len(LAYOUTS) * (1 + (len(KERNELS) if machine.kernels else 0))
+
+
+@torch.no_grad()
+def check_photograph(views: Tensor, machine: Machine, progress: Progress, *, compile_seconds: float) -> Outcome:
+    """Run every backend and schedule on the feature maps of the views (N,3,S,S); `progress` moves once a row."""
+    outcome = Outcome()
+    budget = _CompileBudget(compile_seconds)
+    for stage in STAGES:
+        for layout in LAYOUTS:
+            for row in check_stage(views, stage, layout, machine, budget, progress):
+                outcome.rows.append(row)
+                progress.update()
+        first = feature_maps(views[:1], stage)
+        with settings(backend="reference" if machine.interpreted else "auto"):
+            maps = first.to(machine.device)
+            gates = make_layer(first).to(machine.device).attention_maps(maps)
+        outcome.gates[stage] = AttentionMaps(gates.channel.cpu(), gates.spatial.cpu())
+    outcome.remarks = _remarks(outcome.rows, machine, budget)
+    return outcome
+
+
+def _remarks(rows, machine, budget) -> list[str]:
+    remarks = []
+    if any(row.crop for row in rows):
+        remarks.append(
+            f"crop: one sample, at most {CROP_CHANNELS} channels and {CROP_SIDE}x{CROP_SIDE} pixels of the map, "
+            "because Triton's interpreter runs the kernels here. It checks results and says nothing about speed."
+        )
+    if budget.failure:
+        remarks.append(f"failed: torch.compile does not work on this machine ({budget.failure}).")
+    cells = {row.over_compiled for row in rows}
+    if "skipped" in cells:
+        remarks.append("skipped: the time set aside for torch.compile was used up (--compile-seconds).")
+    if "wrong" in cells:
+        remarks.append("wrong: the compiled timm form broke the error rule, so it was not timed.")
+    if any(row.noisy for row in rows):
+        remarks.append(
+            "~: quartiles more than a quarter of the median apart; the machine is busy, do not trust the ratio."
+        )
+    if machine.device.type == "cpu":
+        remarks.append("Times on a CPU are of this library's eager composition, not of its kernels.")
+    return remarks

@@ -1,0 +1,214 @@
+"""CBAM without state: each function checks its arguments, chooses Triton or the reference, and calls it.
+
+Common to all functions:
+
+Shapes: x (N, C, H, W) in float16, bfloat16, float32 or float64, NCHW or channels_last; fc1_weight (R, C), fc2_weight
+(C, R), conv_weight (1, 2, K, K) with K odd, its input channels being [mean, max]; biases (R,), (C,), (1,) or None.
+Parameters have x's dtype or float32. Results have x's dtype and memory format.
+Strides: kernels read x as it lies as long as its pixels are evenly spaced (stride_h = W * stride_w), so any slice of N
+or C is free; anything else, such as a crop, is copied once to a dense tensor in x's suggested memory format.
+Norm: None or any callable on the logits (N, 1, H, W). An `nn.BatchNorm2d` in eval mode is folded into the kernels; any
+other is called between them, so a batch norm in training mode updates its own statistics.
+Backend: kernels are for inference. The reference runs where a gradient is needed, in export and tracing, for K above
+15, and, unless `settings(backend="triton")`, for dtypes and devices that kernels do not take.
+Raises: ValueError for shapes and devices, TypeError for dtypes, RuntimeError for a Triton backend that cannot run.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.jit._trace import is_tracing
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import reference
+from .arguments import check_conv, check_mlp, check_x
+from .kernels import device as kernel_device
+from .reference import Norm
+from .settings import current_backend, current_schedule
+
+_KERNEL_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+_MAX_KERNEL_SIZE = 15
+_NO_NORM: tuple[Any, ...] = (None, None, None, None, 0.0)
+
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.onnx.is_in_onnx_export)
+
+
+class AttentionMaps(NamedTuple):
+    """Both gates: channel (N, C) and spatial (N, 1, H, W), in x's dtype."""
+
+    channel: Tensor
+    spatial: Tensor
+
+
+def cbam(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None = None,
+    *,
+    norm: Norm | None = None,
+) -> Tensor:
+    """y (N, C, H, W) = x * g * s: the channel gate, then the spatial gate of what it leaves.
+
+    Traffic: 2 passes over x (wavefront) to 4 (staged); 1 more, of the writes and reads of x, with a norm not folded.
+    Source: arXiv 1807.06521, equation 1.
+    """
+    check_x(x)
+    check_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    check_conv(x, conv_weight, conv_bias)
+    mlp = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    if _kernels_run(x, (*mlp, conv_weight, conv_bias), conv_weight.shape[-1]):
+        return _run_kernels(x, mlp, conv_weight, conv_bias, norm)
+    return reference.cbam(x, *mlp, conv_weight, conv_bias, norm)
+
+
+def channel_attention(
+    x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor | None, fc2_weight: Tensor, fc2_bias: Tensor | None
+) -> Tensor:
+    """x * g, with g (N, C) = sigmoid(MLP(avg) + MLP(max)).
+
+    Traffic: 2 to 3 passes over x.
+    Source: arXiv 1807.06521, equation 2.
+    """
+    check_x(x)
+    mlp = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    check_mlp(x, *mlp)
+    if _kernels_run(x, mlp):
+        from . import ops
+
+        return ops.cbam(x, *mlp, None, None, *_NO_NORM, current_schedule())
+    return reference.apply_channel_gate(x, reference.channel_gate(x, *mlp))
+
+
+def spatial_attention(
+    x: Tensor, conv_weight: Tensor, conv_bias: Tensor | None = None, *, norm: Norm | None = None
+) -> Tensor:
+    """x * s, with s (N, 1, H, W) = sigmoid(norm(conv([mean; max]))).
+
+    Traffic: 2 to 3 passes over x.
+    Source: arXiv 1807.06521, equation 3.
+    """
+    check_x(x)
+    check_conv(x, conv_weight, conv_bias)
+    if _kernels_run(x, (conv_weight, conv_bias), conv_weight.shape[-1]):
+        return _run_kernels(x, (None, None, None, None), conv_weight, conv_bias, norm)
+    return reference.apply_spatial_gate(x, reference.spatial_gate(x, conv_weight, conv_bias, norm))
+
+
+def attention_maps(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor | None,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None = None,
+    *,
+    norm: Norm | None = None,
+) -> AttentionMaps:
+    """The two gates that `cbam` applies. A norm in training mode updates its statistics here too.
+
+    Traffic: 1 to 2 passes over x.
+    """
+    check_x(x)
+    mlp = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    check_mlp(x, *mlp)
+    check_conv(x, conv_weight, conv_bias)
+    if _kernels_run(x, (*mlp, conv_weight, conv_bias), conv_weight.shape[-1]):
+        from . import ops
+
+        g, z = ops.gates(x, *mlp, conv_weight, conv_bias, current_schedule())
+        s = torch.sigmoid(reference.normed(z, norm))
+    else:
+        g = reference.channel_gate(x, *mlp)
+        s = reference.spatial_gate(reference.apply_channel_gate(x, g), conv_weight, conv_bias, norm)
+    return AttentionMaps(g.to(x.dtype), s.to(x.dtype))
+
+
+def _run_kernels(
+    x: Tensor, mlp: tuple[Tensor | None, ...], conv_weight: Tensor, conv_bias: Tensor | None, norm: Norm | None
+) -> Tensor:
+    from . import ops
+
+    folded = _NO_NORM if norm is None else _folded(norm, x)
+    if folded is not None:
+        return ops.cbam(x, *mlp, conv_weight, conv_bias, *folded, current_schedule())
+    g, z = ops.gates(x, *mlp, conv_weight, conv_bias, current_schedule())
+    if mlp[0] is None:
+        g = None
+    z = reference.normed(z, norm)
+    if z.requires_grad:
+        refined = x if g is None else reference.apply_channel_gate(x, g)
+        return reference.apply_spatial_gate(refined, torch.sigmoid(z))
+    return ops.apply_gates(x, g, z)
+
+
+def _folded(norm: Norm, x: Tensor) -> tuple[Any, ...] | None:
+    """(weight, bias, mean, variance, eps) of a norm that is an affine map of fixed numbers, else None.
+
+    A batch norm that does not fit x is not folded but called, so that PyTorch refuses it in its own words.
+    """
+    # Exact types: a subclass may compute something else.
+    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or not isinstance(norm, _BatchNorm):
+        return None
+    own, buffers = norm._parameters, norm._buffers  # a fifth of the time of norm.weight and the rest
+    mean = buffers["running_mean"]
+    if norm.training or mean is None or norm._forward_hooks or norm._forward_pre_hooks:
+        return None
+    if mean.device != x.device or mean.shape != (1,) or mean.dtype not in (torch.float32, x.dtype):
+        return None
+    weight, bias = own["weight"], own["bias"]
+    if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (weight, bias)):
+        return None
+    return weight, bias, mean, buffers["running_var"], norm.eps
+
+
+def _kernels_run(x: Tensor, parameters: tuple[Tensor | None, ...], kernel_size: int = 1) -> bool:
+    backend = current_backend()
+    if backend == "reference":
+        return False
+    if _kernel_device_type() != x.device.type or x.dtype not in _KERNEL_DTYPES:
+        if backend == "triton":
+            raise RuntimeError(_why_not(x))
+        return False
+    if kernel_size > _MAX_KERNEL_SIZE or _gradient_needed(x, parameters):
+        return False
+    return not (_is_exporting() or is_tracing())  # one or the other is on in ONNX export
+
+
+def _gradient_needed(x: Tensor, parameters: tuple[Tensor | None, ...]) -> bool:
+    # Inside a forward-mode level any tensor may carry a tangent, which no kernel would propagate.
+    if forward_ad._current_level >= 0:
+        return True
+    if not torch.is_grad_enabled():
+        return False
+    return x.requires_grad or any(p is not None and p.requires_grad for p in parameters)
+
+
+def _kernel_device_type() -> str | None:
+    return _probed_device_type()
+
+
+# What torch.compiler.assume_constant_result sets, without the second that its import of torch._dynamo takes.
+_kernel_device_type._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@functools.cache
+def _probed_device_type() -> str | None:
+    return kernel_device.device_type()
+
+
+def _why_not(x: Tensor) -> str:
+    remedy = 'or allow the reference with settings(backend="auto")'
+    if x.dtype not in _KERNEL_DTYPES:
+        return f"Triton kernels take float16, bfloat16, float32 and float64, got {x.dtype}: convert x {remedy}"
+    expected = _kernel_device_type()
+    if expected is None:
+        return f"the Triton backend cannot run: {kernel_device.missing()}"
+    return f"Triton kernels run on {expected} tensors here, got one on {x.device}: move x to {expected} {remedy}"

@@ -1,0 +1,187 @@
+"""Launch configuration: tile sizes, warps, the lag of the wavefront, and which schedule runs. Sizes come in classes.
+
+A tile spans one or two 128-byte lines along the axis with unit stride, so that a line is read by one program at a time,
+and a thread has a few 16-byte accesses in flight. The tiles of every stage move about the same number of bytes: in the
+wavefront a slow tile would make every later one wait, and the lag, and with it the share of L2, grow.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+from ..layout import ACCESS_BYTES
+from .device import DeviceFacts
+
+L2_SHARE = 0.8  # of L2 that x may take; the rest is for y, weights and what else runs
+
+
+class Problem(NamedTuple):
+    """What a launch configuration depends on."""
+
+    N: int
+    C: int
+    P: int
+    R: int  # 0 without channel attention
+    K: int  # 0 without spatial attention
+    itemsize: int
+    vec: int  # elements of the widest access
+    channels_last: bool
+
+
+class Config(NamedTuple):
+    """Compile-time sizes of every stage; the names are the kernels' argument names."""
+
+    POOL_C: int
+    POOL_P: int
+    POOL_SPLIT: int
+    POOL_KEEP: int
+    POOL_R: int
+    MLP_T: int
+    MLP_C: int
+    SPATIAL_C: int
+    SPATIAL_P: int
+    SPATIAL_KEEP: int
+    APPLY_C: int
+    APPLY_P: int
+    APPLY_SPLIT: int
+    num_warps: int
+    programs_per_sm: int  # as many as registers allow, on sm_80
+
+    def constants(self, *stages: str) -> dict[str, Any]:
+        """The sizes whose names begin with one of `stages`, and num_warps: what a kernel takes by keyword."""
+        sizes = {name: value for name, value in self._asdict().items() if name.startswith(stages)}
+        return {**sizes, "num_warps": self.num_warps}
+
+
+class _Shape(NamedTuple):
+    """A row of a table: warps a program, accesses in flight a thread, bytes of a tile along the unit stride."""
+
+    num_warps: int
+    accesses: int
+    span: int
+    programs_per_sm: int
+
+
+# First row: the default, the others are what tuning tries. Both layouts read whole lines. In NCHW rows of pixels rarely
+# begin on a line, so that neighbouring tiles share one: two lines a row halve the sharing. In channels_last two warps
+# do: half the threads, half the instructions spent on addresses.
+_TABLES: dict[tuple[str, bool], tuple[_Shape, ...]] = {
+    ("wavefront", True): (_Shape(2, 4, 128, 10), _Shape(4, 4, 128, 5), _Shape(2, 2, 128, 12), _Shape(4, 2, 256, 6)),
+    ("wavefront", False): (_Shape(4, 4, 256, 5), _Shape(2, 4, 256, 8), _Shape(4, 4, 128, 5), _Shape(4, 2, 512, 5)),
+    ("staged", True): (_Shape(2, 4, 128, 16), _Shape(4, 4, 128, 8), _Shape(4, 2, 128, 8), _Shape(8, 4, 256, 4)),
+    ("staged", False): (_Shape(4, 4, 256, 8), _Shape(2, 4, 128, 16), _Shape(4, 2, 256, 8), _Shape(8, 4, 512, 4)),
+}
+
+_POOL_TILE = 1 << 14  # elements that a channel pool program reads
+_STAGE_TILE = 1 << 15  # elements that any other program reads at most
+
+
+def configs(schedule: str, problem: Problem) -> list[Config]:
+    """The table of a schedule for a problem: the default first, then what autotuning tries.
+
+    Depends on classes only (powers of two of C, P and R, K, dtype, alignment, layout): a new N or a new H x W of the same
+    class gives the same configurations.
+    """
+    classes = (_power(problem.C), _power(problem.P), _power(max(problem.R, 1)))
+    return _configs(schedule, *classes, problem.itemsize, problem.vec, problem.channels_last)
+
+
+@functools.cache
+def _configs(
+    schedule: str, C: int, P: int, R: int, itemsize: int, vec: int, channels_last: bool
+) -> list[Config]:
+    rows = _TABLES[schedule, channels_last]
+    return list(dict.fromkeys(_config(row, C, P, R, itemsize, vec, channels_last) for row in rows))
+
+
+def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channels_last: bool) -> Config:
+    threads = 32 * row.num_warps
+    span = row.span // itemsize
+    narrow = ACCESS_BYTES // itemsize // vec
+    at_once = threads * vec * (row.accesses if narrow == 1 else 2 * row.accesses)
+    pixels = min(P, max(16, P // 8))
+    if channels_last:
+        pool_c = min(C, span)
+        pool_p = min(pixels, max(1, at_once // pool_c))
+        spatial_p = min(pixels, max(16, at_once // pool_c), max(16, _STAGE_TILE // C))
+        spatial_c = min(C, span, max(1, at_once // spatial_p))
+    else:
+        pool_p = min(span, max(16, P // 16), P)
+        pool_c = min(C, max(8, min(_POOL_TILE // P, at_once // 2 // pool_p)))
+        spatial_p = min(span, pixels, max(16, _STAGE_TILE // C))
+        spatial_c = min(C, max(1, at_once // spatial_p))
+    apply_p = spatial_p
+    return Config(
+        POOL_C=pool_c,
+        POOL_P=pool_p,
+        POOL_SPLIT=max(pool_p, _POOL_TILE // pool_c),
+        POOL_KEEP=_kept(pool_p, pool_c, threads, vec, unit_stride=not channels_last),
+        POOL_R=min(R, max(1, 2048 // pool_c)),
+        MLP_T=16,
+        MLP_C=min(C, max(1, 2048 // R)),
+        SPATIAL_C=spatial_c,
+        SPATIAL_P=spatial_p,
+        SPATIAL_KEEP=_kept(spatial_c, spatial_p, threads, vec, unit_stride=channels_last),
+        APPLY_C=spatial_c,
+        APPLY_P=apply_p,
+        APPLY_SPLIT=max(spatial_c, _STAGE_TILE // apply_p),
+        num_warps=row.num_warps,
+        programs_per_sm=row.programs_per_sm,
+    )
+
+
+def _kept(reduced: int, other: int, threads: int, vec: int, unit_stride: bool) -> int:
+    """How many of `reduced` elements lie in different threads, so that the rest can be reduced inside a thread."""
+    if unit_stride:
+        return max(1, reduced // vec)
+    return min(reduced, max(1, threads * vec // other))
+
+
+def pool_grid(problem: Problem, config: Config) -> tuple[int, int]:
+    """(blocks, chunks) of the channel pool of one sample: what `channel_pool.pool_grid` computes on the device."""
+    chunk = -(-_divide(problem.P, _divide(problem.P, config.POOL_SPLIT)) // config.POOL_P) * config.POOL_P
+    return _divide(problem.C, config.POOL_C), _divide(problem.P, chunk)
+
+
+def tiles(problem: Problem, config: Config, logits: bool = False) -> tuple[int, int, int]:
+    """Programs a sample in channel pool, spatial pool and the last stage."""
+    blocks, chunks = pool_grid(problem, config)
+    splits = 1 if logits else _divide(problem.C, config.APPLY_SPLIT)
+    return (
+        blocks * chunks if problem.R else 0,
+        _divide(problem.P, config.SPATIAL_P) if problem.K else 0,
+        _divide(problem.P, config.APPLY_P) * splits,
+    )
+
+
+def lag(problem: Problem, config: Config, device: DeviceFacts) -> int:
+    """Samples between one stage of the wavefront and the next.
+
+    Enough that a tile's inputs were handed out before anything now resident, so that waits are rare; but no more than L2
+    holds: a sample lives from its first read to its last, `stages` lags and the programs in between.
+    """
+    resident = config.programs_per_sm * device.sm_count
+    in_flight = resident / sum(tiles(problem, config))
+    stages = 2 if problem.R and problem.K else 1
+    wanted = int(in_flight) + 1
+    sample_bytes = problem.C * problem.P * problem.itemsize
+    held = int((L2_SHARE * device.l2_bytes / sample_bytes - in_flight - 1) / stages)
+    return max(1, min(wanted, held))
+
+
+def choose_schedule(problem: Problem, device: DeviceFacts) -> tuple[str, str]:
+    """(schedule, reason) that "auto" takes for a problem on a device."""
+    x_bytes = problem.N * problem.C * problem.P * problem.itemsize
+    sample_bytes = x_bytes // max(1, problem.N)
+    if 3 * sample_bytes > L2_SHARE * device.l2_bytes:
+        return "staged", "three samples do not fit in L2: nothing to keep there"
+    if problem.R * problem.C >= 1 << 17 and 2 * x_bytes < L2_SHARE * device.l2_bytes:
+        return "staged", "x fits in L2 and the MLP is large: spread over many programs it is faster than in one"
+    return "wavefront", "samples in flight fit in L2: x is read from DRAM once"
+
+
+def _divide(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _power(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()

@@ -1,0 +1,24 @@
+"""How programs of one launch tell each other that data is ready. The argument for both is in docs/schedules.md."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def wait_for(counter_ptr, target):
+    """Return when the counter has reached target; every thread then sees what its writers stored before they counted."""
+    while tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu") < target:
+        pass
+    tl.debug_barrier()
+
+
+@triton.jit
+def publish(counter_ptr):
+    """Count one finished part, after all stores of all threads of this program; return the count before.
+
+    Whoever sees the last count also sees every store that the others published.
+    """
+    tl.debug_barrier()
+    before = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+    tl.debug_barrier()
+    return before

@@ -1,0 +1,81 @@
+"""Device functions that every stage uses: NaN-propagating maxima and reductions that stay inside a thread.
+
+A tile of x is [BLOCK_C, BLOCK_P] in both memory formats. The axis with unit stride is C in channels_last and P in NCHW;
+a thread holds VEC neighbours along it, and every `KEEP`-th row along the other one.
+"""
+
+import triton
+import triton.language as tl
+
+@triton.jit
+def maximum(a, b):
+    """Elementwise maximum; NaN where either is NaN, as `torch.maximum`."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+# The interpreter calls Python once an element for a combine function that is not one of Triton's own.
+INTERPRETED = tl.constexpr(not isinstance(maximum, triton.JITFunction))
+
+
+@triton.jit
+def reduce_max(values, AXIS: tl.constexpr):
+    """Maximum along AXIS; NaN where any element is NaN, as `torch.amax`."""
+    if INTERPRETED:
+        is_nan = values != values
+        largest = tl.max(tl.where(is_nan, float("-inf"), values), AXIS)
+        return tl.where(tl.max(is_nan.to(tl.int32), AXIS) != 0, float("nan"), largest)
+    else:
+        return tl.reduce(values, AXIS, maximum)
+
+
+@triton.jit
+def split_axis(tile, AXIS: tl.constexpr, KEEP: tl.constexpr, UNIT_STRIDE: tl.constexpr):
+    """View AXIS of a 2-D tile as (KEEP, rest) if it has unit stride, else as (rest, KEEP): `rest` lies in one thread."""
+    A: tl.constexpr = tile.shape[0]
+    B: tl.constexpr = tile.shape[1]
+    if AXIS == 0:
+        if UNIT_STRIDE:
+            return tl.reshape(tile, [KEEP, A // KEEP, B])
+        else:
+            return tl.reshape(tile, [A // KEEP, KEEP, B])
+    else:
+        if UNIT_STRIDE:
+            return tl.reshape(tile, [A, KEEP, B // KEEP])
+        else:
+            return tl.reshape(tile, [A, B // KEEP, KEEP])
+
+
+@triton.jit
+def fold_sum(tile, AXIS: tl.constexpr, KEEP: tl.constexpr, UNIT_STRIDE: tl.constexpr):
+    """Sum along AXIS down to KEEP partial sums, without leaving the thread."""
+    return tl.sum(split_axis(tile, AXIS, KEEP, UNIT_STRIDE), AXIS + (1 if UNIT_STRIDE else 0))
+
+
+@triton.jit
+def fold_max(tile, AXIS: tl.constexpr, KEEP: tl.constexpr, UNIT_STRIDE: tl.constexpr):
+    """Maximum along AXIS down to KEEP partial maxima, without leaving the thread."""
+    return reduce_max(split_axis(tile, AXIS, KEEP, UNIT_STRIDE), AXIS + (1 if UNIT_STRIDE else 0))
+
+
+@triton.jit
+def known_multiple(value, VEC: tl.constexpr):
+    """The same value, a multiple of VEC, in a form from which the compiler can tell: accesses get VEC elements wide."""
+    return value // VEC * VEC
+
+
+@triton.jit
+def known_sizes(C, P, VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """(C, P), the one along the unit stride known to be a multiple of VEC."""
+    if CHANNELS_LAST:
+        return known_multiple(C, VEC), P
+    else:
+        return C, known_multiple(P, VEC)
+
+
+@triton.jit
+def known_strides(stride_c, stride_p, VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr):
+    """(stride_c, stride_p), one of them a literal 1 and the other, in INDEX arithmetic, known to be a multiple of VEC."""
+    if CHANNELS_LAST:
+        return 1, known_multiple(stride_p, VEC).to(INDEX)
+    else:
+        return known_multiple(stride_c, VEC).to(INDEX), 1

@@ -1,0 +1,67 @@
+"""Facts about strides: which memory formats the kernels take, how wide an access may be, what an output looks like."""
+
+from math import gcd
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ACCESS_BYTES = 16  # the widest global access of one thread
+
+
+class PixelStrides(NamedTuple):
+    """Strides of (N, C, H, W) seen as (N, C, P) with P = H * W pixels, in elements."""
+
+    n: int
+    c: int
+    p: int
+    channels_last: bool
+
+
+def pixel_strides(x: Tensor) -> PixelStrides | None:
+    """Strides of x as (N, C, P); None where H and W do not merge or neither C nor P has unit stride."""
+    _, C, H, W = x.shape
+    n, c, h, w = x.stride()
+    if W == 1:
+        w = h
+    elif H != 1 and h != W * w:
+        return None
+    if H * W == 1:
+        w = C
+    if w == 1 and H * W > 1:
+        return PixelStrides(n, c, 1, False)
+    if c == 1 or C == 1:
+        return PixelStrides(n, 1, w, True)
+    if H * W == 1:
+        return PixelStrides(n, c, 1, False)
+    return None
+
+
+def merged(x: Tensor) -> Tensor:
+    """x itself where the kernels can take it, else one dense copy in x's suggested memory format."""
+    return x if pixel_strides(x) is not None else x.contiguous(memory_format=_suggested_format(x))
+
+
+def output_like(x: Tensor) -> Tensor:
+    """Uninitialised output for x: x's memory format, dense."""
+    if pixel_strides(x) is not None:
+        return torch.empty_like(x)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_suggested_format(x))
+
+
+def access_width(C: int, P: int, *tensors: tuple[Tensor, PixelStrides]) -> int:
+    """Elements of the widest access that the alignment of every tensor allows: 1, 2, 4, ... up to 16 bytes."""
+    width = C if tensors[0][1].channels_last else P
+    for tensor, strides in tensors:
+        across = strides.p if strides.channels_last else strides.c
+        width = gcd(width, strides.n, across, tensor.data_ptr() // tensor.element_size())
+    return gcd(width, ACCESS_BYTES // tensors[0][0].element_size())
+
+
+def sample_span(C: int, P: int, strides: PixelStrides) -> int:
+    """Largest offset inside one sample, in elements."""
+    return (C - 1) * strides.c + (P - 1) * strides.p
+
+
+def _suggested_format(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.stride(1) == 1 and x.shape[1] > 1 else torch.contiguous_format

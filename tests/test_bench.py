@@ -1,0 +1,107 @@
+"""The comparison forms compute what the module computes; the benchmark checks before it times."""
+
+import csv
+
+import pytest
+import torch
+
+from bench import run
+from bench.__main__ import main
+from bench.forms import jongchan_like, timm_like
+from cbam_triton import CBAM, settings
+
+TINY = ["--shapes", "2x24x7x5", "--device", "cpu", "--no-compile", "--seconds", "0"]
+
+
+def random_layer(**options):
+    torch.manual_seed(0)
+    layer = CBAM(24, dtype=torch.float64, **options).eval()
+    for value in layer.state_dict().values():
+        if value.is_floating_point():
+            value.uniform_(0.2, 0.8)
+    return layer
+
+
+@pytest.mark.parametrize("like", [jongchan_like, timm_like])
+@pytest.mark.parametrize(
+    "options", [{}, {"reduction": 4}, {"hidden_channels": 5}, {"kernel_size": 3}, {"mlp_bias": False}]
+)
+def test_published_forms_agree_with_the_module_in_float64(like, options):
+    layer = random_layer(**options)
+    x = torch.randn(3, 24, 6, 9, dtype=torch.float64).relu()
+    with torch.no_grad(), settings(backend="reference"):
+        torch.testing.assert_close(like(layer)(x), layer(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("like", [jongchan_like, timm_like])
+def test_published_forms_train_as_the_module_does(like):
+    layer = random_layer().train()
+    form = like(layer)
+    x = torch.randn(3, 24, 6, 9, dtype=torch.float64)
+    form.norm.momentum = layer.spatial.norm.momentum
+    torch.testing.assert_close(form(x), layer(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(form.norm.running_var, layer.spatial.norm.running_var, rtol=0, atol=1e-12)
+
+
+def test_a_layer_that_has_no_published_form_is_refused():
+    with pytest.raises(ValueError, match="batch norm"):
+        timm_like(CBAM(16, spatial_norm=None))
+
+
+def test_run_writes_a_csv_and_plot_draws_it(tmp_path, capsys):
+    out = tmp_path / "folder" / "results.csv"
+    assert main(["run", *TINY, "--out", str(out)]) == 0
+    rows = list(csv.DictReader(out.read_text().splitlines()))
+    assert {row["layout"] for row in rows} == {"nchw", "channels_last"}
+    assert {"published", "timm", "ours"} <= {row["form"] for row in rows}
+    for row in rows:
+        assert (row["n"], row["c"], row["h"], row["w"], row["dtype"]) == ("2", "24", "7", "5", "float32")
+        assert float(row["median_us"]) > 0
+        assert row["device"]
+        assert row["torch"] == torch.__version__
+        assert not row["note"]
+        ratio = {"published": "over_published", "timm": "over_timm"}.get(row["form"])
+        assert ratio is None or float(row[ratio]) == 1
+    assert "ours" in capsys.readouterr().out
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "picture.png"
+    assert main(["plot", str(out), "--out", str(picture)]) == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_wrong_form_gets_no_time(monkeypatch, tmp_path):
+    def wrong_like(layer):
+        form = timm_like(layer)
+        form.conv.weight.data.neg_()
+        return form
+
+    monkeypatch.setattr(run, "timm_like", wrong_like)
+    out = tmp_path / "results.csv"
+    assert main(["run", *TINY, "--out", str(out)]) == 0
+    rows = {row["form"]: row for row in csv.DictReader(out.read_text().splitlines())}
+    assert rows["timm"]["note"] == "wrong"
+    assert rows["timm"]["median_us"] == ""
+    assert rows["ours"]["over_timm"] == ""
+    assert rows["ours"]["over_published"]
+
+
+def test_a_wrong_result_of_ours_fails_the_run(monkeypatch, tmp_path):
+    right = run.contenders
+    monkeypatch.setattr(run, "contenders", lambda *given: right(*given) | {"ours": lambda x: x * 0.5})
+    assert main(["run", *TINY, "--out", str(tmp_path / "results.csv")]) == 1
+
+
+def test_bad_shapes_and_missing_files_are_clear_errors(tmp_path, capsys):
+    assert main(["run", "--shapes", "3x4", "--out", str(tmp_path / "r.csv")]) == 2
+    assert "'3x4' is neither resnet50" in capsys.readouterr().err
+    assert main(["plot", str(tmp_path / "none.csv")]) == 2
+    assert "python -m bench run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_run_times_torch_compile_too(tmp_path):
+    out = tmp_path / "results.csv"
+    assert main(["run", *[word for word in TINY if word != "--no-compile"], "--layout", "nchw", "--out", str(out)]) == 0
+    rows = {row["form"]: row for row in csv.DictReader(out.read_text().splitlines())}
+    assert rows["timm compiled"]["over_timm_compiled"] == "1.000"
+    assert float(rows["ours compiled"]["median_us"]) > 0

@@ -1,0 +1,118 @@
+"""What the compiler makes of the default kernels: registers, spills, access widths, on architectures that are not here.
+
+The compiler runs in a process of its own, since this one may have Triton's interpreter on.
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.ptx import Access, accesses
+
+pytest.importorskip("triton")
+
+NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+OTHERS = ("sm_75", "gfx942", "gfx1100")
+RESNET50 = ("32x256x56x56", "32x512x28x28", "32x1024x14x14", "32x2048x7x7")
+REGISTERS = 128
+
+
+@functools.cache
+def compiled(architectures, shapes, dtypes=("float16",), schedules=("staged", "wavefront")):
+    """Rows of `python -m bench codegen --json`."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    options = ["--architecture", *architectures, "--shapes", *shapes, "--dtype", *dtypes, "--schedule", *schedules]
+    found = subprocess.run(
+        [sys.executable, "-m", "bench", "codegen", "--json", *options],
+        cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    assert rows, found.stderr
+    return rows
+
+
+def name_of(row):
+    return " ".join(row[key] for key in ("architecture", "shape", "dtype", "layout", "schedule", "kernel"))
+
+
+def check_registers(rows):
+    spills = [name_of(row) for row in rows if row["spills"] > 0]
+    assert not spills
+    crowded = [f"{name_of(row)}: {row['registers']}" for row in rows if row["registers"] > REGISTERS]
+    assert not crowded
+
+
+def widths_in_loops(rows, kind, layout):
+    """Bytes of the accesses to 16-bit elements in the loops of all kernels of a layout."""
+    found = [Access(**access) for row in rows if row["layout"] == layout for access in row["accesses"]]
+    return {access.width for access in found if access.kind == kind and access.half and access.in_loop}
+
+
+def test_default_kernels_do_not_spill():
+    rows = compiled(("sm_80",), ("32x256x28x28",))
+    assert {row["kernel"] for row in rows} >= {"cbam_wavefront", "apply_gates_kernel"}
+    check_registers(rows)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("kind", ["ld", "st"])
+def test_x_moves_16_bytes_an_access_where_its_alignment_allows(kind, layout):
+    assert widths_in_loops(compiled(("sm_80",), ("32x256x28x28",)), kind, layout) == {16}
+
+
+@pytest.mark.parametrize("kind", ["ld", "st"])
+def test_x_moves_8_bytes_an_access_for_196_pixels_in_nchw(kind):
+    rows = compiled(("sm_90",), ("32x1024x14x14",), schedules=("wavefront",))
+    assert widths_in_loops(rows, kind, "nchw") == {8}
+    assert widths_in_loops(rows, kind, "channels_last") == {16}
+
+
+def test_no_load_is_non_coherent():
+    rows = compiled(("sm_80",), ("32x256x28x28",)) + compiled(("sm_90",), ("32x1024x14x14",), schedules=("wavefront",))
+    assert all(row["non_coherent_loads"] == 0 for row in rows)
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_the_wavefront_compiles_for_older_and_other_gpus(architecture):
+    rows = compiled(OTHERS, ("32x256x28x28",), schedules=("wavefront",))
+    assert {row["layout"] for row in rows if row["architecture"] == architecture} == {"nchw", "channels_last"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", NVIDIA)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_default_kernels_do_not_spill_anywhere(architecture, dtype):
+    rows = compiled((architecture,), RESNET50, (dtype,))
+    check_registers(rows)
+    assert all(row["non_coherent_loads"] == 0 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_default_kernels_compile_for_older_and_other_gpus(architecture):
+    assert len(compiled((architecture,), RESNET50)) == 5 * 2 * len(RESNET50)
+
+
+def test_accesses_are_read_from_ptx():
+    ptx = """
+$L__BB0_1:
+    ld.global.L1::evict_first.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];
+    mov.b32 {%rs1, %rs2}, %r1;
+    ld.global.v2.b32 { %r7, %r8 }, [ %rd9 + 0 ];
+    @%p1 bra $L__BB0_1;
+    ld.global.nc.b16 { %rs7 }, [ %rd2 + 0 ];
+    mov.b32 %r5, {%rs3, %rs4};
+    @%p2 st.global.b32 [ %rd3 + 4 ], { %r5 };
+    ld.shared.b32 %r6, [%r9];
+"""
+    assert list(accesses(ptx)) == [
+        Access("ld", 16, True, True, ".L1::evict_first"),
+        Access("ld", 8, True, False, ""),
+        Access("ld", 2, False, True, ".nc"),
+        Access("st", 4, False, True, ""),
+    ]
