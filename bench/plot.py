@@ -54,7 +54,7 @@ def draw(rows: list[dict[str, str]], out: Path) -> None:
             left = [j + (i - (len(forms) - 1) / 2) * width for j in at]
             bars = axis.bar(left, speeds, width * 0.92, color=COLOURS[FORMS.index(form)], label=form)
             axis.bar_label(bars, fmt="%.2f", fontsize=6.5, padding=1.5, rotation=90)
-        axis.axhline(1, color="black", linewidth=0.8)
+        axis.axhline(1, color="black", linewidth=0.8, linestyle=":", zorder=0)
         axis.set_title(f"{panel[0]}, {panel[1]}", fontsize=10, loc="left")
         axis.set_ylabel("speed", fontsize=9)
         axis.margins(y=0.18)

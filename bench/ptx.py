@@ -67,10 +67,10 @@ def accesses(ptx: str) -> Iterator[Access]:
 
 
 def widths(found: list[Access], kind: str) -> str:
-    """Counts by bytes a thread of the accesses to 16-bit elements, those in loops first: "16B*8 | 2B*1"."""
+    """Counts by bytes a thread of the accesses to 16-bit elements, those in loops first: "16B*8 / 2B*1"."""
 
     def text(in_loop):
         counts = Counter(a.width for a in found if a.kind == kind and a.half and a.in_loop == in_loop)
         return " ".join(f"{width}B*{counts[width]}" for width in sorted(counts, reverse=True)) or "-"
 
-    return f"{text(True)} | {text(False)}"
+    return f"{text(True)} / {text(False)}"

@@ -121,7 +121,7 @@ def _compare(maps, layout, machine, contenders, budget, progress) -> Iterator[Ro
     shape = "x".join(map(str, x.shape))
     rows = []
     for backend, schedule in contenders:
-        progress.set_description(f"{shape} {layout}: {backend} {schedule or ''}")
+        progress.set_description(f"{shape} {layout}: {backend} {schedule}".removesuffix(" None"))
         found = agreement(run_with(backend, schedule, layer, x), eager, want)
         rows.append(Row(shape, layout, backend, schedule, found, crop=budget is None))
         if budget is None:

@@ -1,16 +1,21 @@
 """One suite for a GPU, for a Triton driver of CPU tensors installed before this file, and for the interpreter."""
 
-import importlib.util
 import os
+import sys
 
 import hypothesis
 import pytest
+import torch
 
 
 def _has_active_driver() -> bool:
-    try:
-        from triton.runtime import driver
+    # Asked of Triton only where it is loaded already: its own device functions, too, are made for the interpreter or
+    # for the compiler when they are imported.
+    if "triton" not in sys.modules:
+        return torch.cuda.is_available()
+    from triton.runtime import driver
 
+    try:
         driver.active.get_active_torch_device()
     except Exception:  # each Triton release fails in its own way without a driver
         return False
@@ -18,7 +23,7 @@ def _has_active_driver() -> bool:
 
 
 # Before anything of ours is imported: @triton.jit decides there and then whether the interpreter runs the kernels.
-if importlib.util.find_spec("triton") is not None and not _has_active_driver():
+if not _has_active_driver():
     os.environ["TRITON_INTERPRET"] = "1"
 
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)

@@ -71,7 +71,7 @@ _TABLES: dict[tuple[str, bool], tuple[_Shape, ...]] = {
     ("staged", False): (_Shape(4, 4, 256, 8), _Shape(2, 4, 128, 16), _Shape(4, 2, 256, 8), _Shape(8, 4, 512, 4)),
 }
 
-_POOL_TILE = 1 << 14  # elements that a channel pool program reads
+_POOL_TILE = 1 << 13  # elements that a channel pool program reads
 _STAGE_TILE = 1 << 15  # elements that any other program reads at most
 
 
@@ -106,7 +106,7 @@ def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channe
         spatial_c = min(C, span, max(1, at_once // spatial_p))
     else:
         pool_p = min(span, max(16, P // 16), P)
-        pool_c = min(C, max(8, min(_POOL_TILE // P, at_once // 2 // pool_p)))
+        pool_c = min(C, max(16, min(_POOL_TILE // P, at_once // 2 // pool_p)))
         spatial_p = min(span, pixels, max(16, _STAGE_TILE // C))
         spatial_c = min(C, max(1, at_once // spatial_p))
     apply_p = spatial_p

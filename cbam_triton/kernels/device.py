@@ -43,7 +43,6 @@ def missing() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def device_type() -> str | None:
     """Type of the torch device that kernels run on; None where they cannot run."""
     if missing() is not None:
