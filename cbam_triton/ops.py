@@ -4,6 +4,8 @@ Shapes and dtypes are checked in `functional`; a None among the parameters leave
 inference: autograd through them raises.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,13 +32,12 @@ def cbam(
 ) -> Tensor:
     """y = x * g * s for x (N, C, H, W), with x's dtype and memory format.
 
-    Without fc1_weight there is no channel attention, without conv_weight no spatial attention, without norm_mean no norm.
+    Without fc1_weight there is no channel attention, without conv_weight no spatial one, without norm_mean no norm.
     Traffic: 2 passes over x (wavefront) to 4 (staged). Source: Woo et al. 2018, equations 1 to 3.
     """
-    weights = _weights(
-        fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias, norm_weight, norm_bias, norm_mean, norm_var
-    )
-    return launch.forward(layout.merged(x), weights._replace(norm_eps=norm_eps), schedule)
+    layer = _dense(fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias)
+    norm = _dense(norm_weight, norm_bias, norm_mean, norm_var)
+    return launch.forward(layout.merged(x), Weights(*layer, *norm, norm_eps), schedule)
 
 
 @cbam.register_fake
@@ -59,8 +60,8 @@ def gates(
 
     Both float32 (float64 for float64 x). Traffic: 1 pass over x (wavefront) or 2 (staged).
     """
-    weights = _weights(fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias)
-    return launch.gates(layout.merged(x), weights, schedule)
+    layer = _dense(fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias)
+    return launch.gates(layout.merged(x), Weights(*layer), schedule)
 
 
 @gates.register_fake
@@ -77,7 +78,7 @@ def apply_gates(x: Tensor, g: Tensor | None, z: Tensor | None) -> Tensor:
 
     Traffic: 2 passes over x.
     """
-    return launch.apply_gates(layout.merged(x), _dense(g), _dense(z))
+    return launch.apply_gates(layout.merged(x), *_dense(g, z))
 
 
 @apply_gates.register_fake
@@ -85,10 +86,6 @@ def _(x: Tensor, g: Tensor | None, z: Tensor | None) -> Tensor:
     return layout.output_like(x)
 
 
-def _weights(*parameters: Tensor | None) -> Weights:
-    return Weights(*map(_dense, parameters))
-
-
-def _dense(parameter: Tensor | None) -> Tensor | None:
-    """The parameter in row-major order; a copy only of one that a user transposed or sliced."""
-    return None if parameter is None else parameter.contiguous()
+def _dense(*small: Tensor | None) -> list[Any]:
+    """Parameters or gates in row-major order; a copy only of those that a user transposed or sliced."""
+    return [None if tensor is None else tensor.contiguous() for tensor in small]

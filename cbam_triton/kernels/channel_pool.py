@@ -9,7 +9,7 @@ from .tiles import fold_max, fold_sum, known_multiple, maximum, reduce_max
 
 @triton.jit
 def pool_grid(C, P, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, SPLIT_P: tl.constexpr):
-    """(blocks, chunks, chunk): channel blocks, pixel chunks of about SPLIT_P and their length, a multiple of BLOCK_P."""
+    """(blocks, chunks, chunk): channel blocks, pixel chunks, pixels of a chunk (about SPLIT_P, in whole BLOCK_P)."""
     chunk = tl.cdiv(tl.cdiv(P, tl.cdiv(P, SPLIT_P)), BLOCK_P) * BLOCK_P
     return tl.cdiv(C, BLOCK_C), tl.cdiv(P, chunk), chunk
 
@@ -66,7 +66,7 @@ def channel_pool_tile(
         if finished:
             total = tl.zeros([BLOCK_C], ACC)
             largest = tl.full([BLOCK_C], float("-inf"), ACC)
-            for i in range(0, chunks):
+            for i in range(chunks):
                 total += tl.load(partial_ptr + i * (2 * BLOCK_C) + lane)
                 largest = maximum(largest, tl.load(partial_ptr + i * (2 * BLOCK_C) + BLOCK_C + lane))
     if finished:

@@ -6,7 +6,8 @@ wavefront a slow tile would make every later one wait, and the lag, and with it 
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from ..layout import ACCESS_BYTES
 from .device import DeviceFacts
@@ -37,6 +38,7 @@ class Config(NamedTuple):
     POOL_R: int
     MLP_T: int
     MLP_C: int
+    MLP_SPLIT: int
     SPATIAL_C: int
     SPATIAL_P: int
     SPATIAL_KEEP: int
@@ -46,51 +48,69 @@ class Config(NamedTuple):
     num_warps: int
     programs_per_sm: int  # as many as registers allow, on sm_80
 
-    def constants(self, *stages: str) -> dict[str, Any]:
-        """The sizes whose names begin with one of `stages`, and num_warps: what a kernel takes by keyword."""
-        sizes = {name: value for name, value in self._asdict().items() if name.startswith(stages)}
-        return {**sizes, "num_warps": self.num_warps}
+    def constants(self, *stages: str) -> dict[str, int]:
+        """The sizes whose names begin with one of `stages`: constexprs of a kernel."""
+        return {name: value for name, value in self._asdict().items() if name.startswith(stages)}
 
 
 class _Shape(NamedTuple):
-    """A row of a table: warps a program, accesses in flight a thread, bytes of a tile along the unit stride."""
+    """A row of a table."""
 
-    num_warps: int
-    accesses: int
-    span: int
+    num_warps: int  # of a program
+    accesses: int  # in flight, a thread
+    span: int  # bytes of a tile along the unit stride
+    pool_tile: int  # elements that a channel pool program reads
     programs_per_sm: int
 
 
-# First row: the default, the others are what tuning tries. Both layouts read whole lines. In NCHW rows of pixels rarely
-# begin on a line, so that neighbouring tiles share one: two lines a row halve the sharing. In channels_last two warps
-# do: half the threads, half the instructions spent on addresses.
+# First row: the default; the others are what tuning tries. Two warps a program, where a tile is large enough: what is
+# spent once a thread, on addresses above all, is halved. In NCHW rows of pixels rarely begin on a line, so neighbouring
+# tiles share one: a span of two lines halves the sharing. The staged schedule keeps more of x in L2 from one stage to
+# the next the less of x its programs read at once, so its tiles are smaller.
 _TABLES: dict[tuple[str, bool], tuple[_Shape, ...]] = {
-    ("wavefront", True): (_Shape(2, 4, 128, 10), _Shape(4, 4, 128, 5), _Shape(2, 2, 128, 12), _Shape(4, 2, 256, 6)),
-    ("wavefront", False): (_Shape(4, 4, 256, 5), _Shape(2, 4, 256, 8), _Shape(4, 4, 128, 5), _Shape(4, 2, 512, 5)),
-    ("staged", True): (_Shape(2, 4, 128, 16), _Shape(4, 4, 128, 8), _Shape(4, 2, 128, 8), _Shape(8, 4, 256, 4)),
-    ("staged", False): (_Shape(4, 4, 256, 8), _Shape(2, 4, 128, 16), _Shape(4, 2, 256, 8), _Shape(8, 4, 512, 4)),
+    ("wavefront", True): (
+        _Shape(2, 4, 128, 1 << 14, 10),
+        _Shape(4, 4, 128, 1 << 14, 5),
+        _Shape(2, 2, 128, 1 << 13, 12),
+        _Shape(4, 2, 256, 1 << 14, 6),
+    ),
+    ("wavefront", False): (
+        _Shape(2, 4, 256, 1 << 14, 8),
+        _Shape(4, 4, 256, 1 << 14, 5),
+        _Shape(2, 4, 128, 1 << 14, 10),
+        _Shape(4, 2, 512, 1 << 14, 5),
+    ),
+    ("staged", True): (
+        _Shape(2, 4, 128, 1 << 13, 16),
+        _Shape(4, 4, 128, 1 << 14, 8),
+        _Shape(4, 2, 128, 1 << 13, 8),
+        _Shape(8, 4, 256, 1 << 14, 4),
+    ),
+    ("staged", False): (
+        _Shape(4, 2, 128, 1 << 13, 8),
+        _Shape(2, 4, 256, 1 << 14, 8),
+        _Shape(4, 4, 256, 1 << 14, 8),
+        _Shape(8, 4, 512, 1 << 14, 4),
+    ),
 }
 
-_POOL_TILE = 1 << 13  # elements that a channel pool program reads
-_STAGE_TILE = 1 << 15  # elements that any other program reads at most
+_STAGE_TILE = 1 << 15  # elements that a program of any other stage reads at most
 
 
-def configs(schedule: str, problem: Problem) -> list[Config]:
+def configs(schedule: str, problem: Problem) -> tuple[Config, ...]:
     """The table of a schedule for a problem: the default first, then what autotuning tries.
 
-    Depends on classes only (powers of two of C, P and R, K, dtype, alignment, layout): a new N or a new H x W of the same
-    class gives the same configurations.
+    Depends on classes only (powers of two of C, P and R, dtype, alignment, layout): a new N or a new H x W of the same
+    class gives the same rows.
     """
     classes = (_power(problem.C), _power(problem.P), _power(max(problem.R, 1)))
     return _configs(schedule, *classes, problem.itemsize, problem.vec, problem.channels_last)
 
 
 @functools.cache
-def _configs(
-    schedule: str, C: int, P: int, R: int, itemsize: int, vec: int, channels_last: bool
-) -> list[Config]:
+def _configs(schedule: str, C: int, P: int, R: int, itemsize: int, vec: int, channels_last: bool) -> tuple[Config, ...]:
     rows = _TABLES[schedule, channels_last]
-    return list(dict.fromkeys(_config(row, C, P, R, itemsize, vec, channels_last) for row in rows))
+    return tuple(dict.fromkeys(_config(row, C, P, R, itemsize, vec, channels_last) for row in rows))
 
 
 def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channels_last: bool) -> Config:
@@ -106,18 +126,19 @@ def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channe
         spatial_c = min(C, span, max(1, at_once // spatial_p))
     else:
         pool_p = min(span, max(16, P // 16), P)
-        pool_c = min(C, max(16, min(_POOL_TILE // P, at_once // 2 // pool_p)))
+        pool_c = min(C, max(16, min(row.pool_tile // P, max(at_once // 2 // pool_p, 64))))
         spatial_p = min(span, pixels, max(16, _STAGE_TILE // C))
         spatial_c = min(C, max(1, at_once // spatial_p))
     apply_p = spatial_p
     return Config(
         POOL_C=pool_c,
         POOL_P=pool_p,
-        POOL_SPLIT=max(pool_p, _POOL_TILE // pool_c),
+        POOL_SPLIT=max(pool_p, row.pool_tile // pool_c),
         POOL_KEEP=_kept(pool_p, pool_c, threads, vec, unit_stride=not channels_last),
         POOL_R=min(R, max(1, 2048 // pool_c)),
         MLP_T=16,
         MLP_C=min(C, max(1, 2048 // R)),
+        MLP_SPLIT=min(C, max(1, 16384 // R)),
         SPATIAL_C=spatial_c,
         SPATIAL_P=spatial_p,
         SPATIAL_KEEP=_kept(spatial_c, spatial_p, threads, vec, unit_stride=channels_last),
@@ -136,31 +157,59 @@ def _kept(reduced: int, other: int, threads: int, vec: int, unit_stride: bool) -
     return min(reduced, max(1, threads * vec // other))
 
 
-def pool_grid(problem: Problem, config: Config) -> tuple[int, int]:
+def pool_grid(problem: Problem, sizes: Config) -> tuple[int, int]:
     """(blocks, chunks) of the channel pool of one sample: what `channel_pool.pool_grid` computes on the device."""
-    chunk = -(-_divide(problem.P, _divide(problem.P, config.POOL_SPLIT)) // config.POOL_P) * config.POOL_P
-    return _divide(problem.C, config.POOL_C), _divide(problem.P, chunk)
+    return _pool_grid(problem, sizes.POOL_C, sizes.POOL_P, sizes.POOL_SPLIT)
 
 
-def tiles(problem: Problem, config: Config, logits: bool = False) -> tuple[int, int, int]:
-    """Programs a sample in channel pool, spatial pool and the last stage."""
-    blocks, chunks = pool_grid(problem, config)
-    splits = 1 if logits else _divide(problem.C, config.APPLY_SPLIT)
+def _pool_grid(problem: Problem, block_c: int, block_p: int, split: int) -> tuple[int, int]:
+    chunk = _divide(_divide(problem.P, _divide(problem.P, split)), block_p) * block_p
+    return _divide(problem.C, block_c), _divide(problem.P, chunk)
+
+
+def pool_tiles(problem: Problem, sizes: Mapping[str, int]) -> int:
+    """Programs a sample in the channel pool; `sizes` as a kernel gets them."""
+    blocks, chunks = _pool_grid(problem, sizes["POOL_C"], sizes["POOL_P"], sizes["POOL_SPLIT"])
+    return blocks * chunks
+
+
+def mlp_tiles(problem: Problem, sizes: Mapping[str, int]) -> int:
+    """Programs a sample in the channel MLP of the staged schedule."""
+    return _divide(problem.C, sizes["MLP_SPLIT"])
+
+
+def spatial_tiles(problem: Problem, sizes: Mapping[str, int]) -> int:
+    """Programs a sample in the spatial pool."""
+    return _divide(problem.P, sizes["SPATIAL_P"])
+
+
+def pixel_tiles(problem: Problem, sizes: Mapping[str, int]) -> int:
+    """Programs a sample where the last stage stops at the logits."""
+    return _divide(problem.P, sizes["APPLY_P"])
+
+
+def apply_tiles(problem: Problem, sizes: Mapping[str, int]) -> int:
+    """Programs a sample in the last stage."""
+    return pixel_tiles(problem, sizes) * _divide(problem.C, sizes["APPLY_SPLIT"])
+
+
+def wavefront_tiles(problem: Problem, sizes: Mapping[str, int], logits: bool = False) -> int:
+    """Programs a sample in the wavefront."""
     return (
-        blocks * chunks if problem.R else 0,
-        _divide(problem.P, config.SPATIAL_P) if problem.K else 0,
-        _divide(problem.P, config.APPLY_P) * splits,
+        (pool_tiles(problem, sizes) if problem.R else 0)
+        + (spatial_tiles(problem, sizes) if problem.K else 0)
+        + (pixel_tiles if logits else apply_tiles)(problem, sizes)
     )
 
 
 def lag(problem: Problem, config: Config, device: DeviceFacts) -> int:
     """Samples between one stage of the wavefront and the next.
 
-    Enough that a tile's inputs were handed out before anything now resident, so that waits are rare; but no more than L2
-    holds: a sample lives from its first read to its last, `stages` lags and the programs in between.
+    Enough that a tile's inputs were handed out before anything now resident, so that waits are rare; but no more than
+    L2 holds: a sample lives from its first read to its last, `stages` lags and the programs in between.
     """
     resident = config.programs_per_sm * device.sm_count
-    in_flight = resident / sum(tiles(problem, config))
+    in_flight = resident / wavefront_tiles(problem, config._asdict())
     stages = 2 if problem.R and problem.K else 1
     wanted = int(in_flight) + 1
     sample_bytes = problem.C * problem.P * problem.itemsize

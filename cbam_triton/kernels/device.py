@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -51,12 +51,16 @@ def device_type() -> str | None:
 
 
 def _driver_device_type() -> str | None:
-    import triton
-
     try:
-        return triton.runtime.driver.active.get_active_torch_device().type
+        return _active_driver().get_active_torch_device().type
     except Exception:  # each Triton release fails in its own way without a driver
         return None
+
+
+def _active_driver() -> Any:
+    from triton.runtime import driver
+
+    return driver.active
 
 
 def facts(device: torch.device) -> DeviceFacts:
@@ -78,9 +82,7 @@ def _cuda_facts(device: torch.device) -> DeviceFacts:
 def _driver_facts(device: torch.device) -> DeviceFacts:
     if interpreted():
         return _INTERPRETER
-    import triton
-
-    active = triton.runtime.driver.active
+    active = _active_driver()
     properties = active.utils.get_device_properties(device.index or 0)
     l2_bytes = properties.get("l2_cache_size", _INTERPRETER.l2_bytes)
     return DeviceFacts(str(active.get_current_target().arch), properties["multiprocessor_count"], l2_bytes)

@@ -1,20 +1,18 @@
-"""Launchers: allocate, compute the grid, launch, return. What is launched is decided in `config`."""
+"""Launchers: allocate, compute the grid, launch, return. What is launched is decided in `config` and `plan`."""
 
 import contextlib
-import functools
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..layout import PixelStrides, access_width, output_like, pixel_strides, sample_span
 from . import config as table
 from .config import Config, Problem
-from .device import facts, interpreted
+from .device import facts
+from .plan import Plan, custom, plan, tuned
 from .staged import (
     apply_gates_kernel,
     channel_mlp_kernel,
@@ -23,8 +21,6 @@ from .staged import (
     spatial_pool_kernel,
 )
 from .wavefront import cbam_wavefront
-
-AUTOTUNE = "CBAM_TRITON_AUTOTUNE"
 
 
 class Weights(NamedTuple):
@@ -43,65 +39,79 @@ class Weights(NamedTuple):
     norm_eps: float = 0.0
 
 
+_NOTHING = Weights(None, None, None, None, None, None)
+
+
+class Override(NamedTuple):
+    """What a caller wants instead of the plan: block sizes, samples between stages."""
+
+    row: Config
+    lag: int = 1
+
+
 class _Call(NamedTuple):
-    """One call: tensors with their strides, sizes, and what the kernels are compiled for."""
+    """One call: tensors with their strides, sizes and plan."""
 
     x: Tensor
     y: Tensor | None
-    x_strides: PixelStrides
-    y_strides: PixelStrides
+    strides: tuple[int, ...]  # of x, then of y, as N C P
     H: int
     W: int
+    weights: Weights
     problem: Problem
+    plan: Plan
     acc: torch.dtype
-    common: dict[str, Any]  # VEC, CHANNELS_LAST, INDEX, ACC
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.acc, device=self.x.device)
+
+    def zeros(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.int32, device=self.x.device)
 
 
-def forward(x: Tensor, weights: Weights, schedule: str, config: Config | None = None, lag: int | None = None) -> Tensor:
-    """y = CBAM(x), with x's memory format. `config` and `lag` override the table.
+def forward(x: Tensor, weights: Weights, schedule: str, override: Override | None = None) -> Tensor:
+    """y = CBAM(x), with x's memory format.
 
     Traffic: 2 passes over x (wavefront, samples in flight in L2) to 4 (staged, nothing in L2).
     """
     y = output_like(x)
     if y.numel() == 0:
         return y
-    call = _call(x, y, weights)
-    if _resolve(schedule, call) == "wavefront":
-        _wavefront(call, weights, None, config, lag)
+    call = _call(x, y, weights, schedule, override)
+    if call.plan.schedule == "wavefront":
+        _wavefront(call, None)
     else:
-        gate, pool = _staged_pools(call, weights, config)
-        _apply(call, weights, gate, pool, None, config, backwards=gate is None or pool is None)
+        gate, pool = _staged_pools(call)
+        _apply(call, gate, pool, None, backwards=gate is None or pool is None)
     return y
 
 
-def gates(
-    x: Tensor, weights: Weights, schedule: str, config: Config | None = None, lag: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """g (N, C) after the sigmoid, empty without channel attention, and z (N, 1, H, W) before norm and sigmoid.
+def gates(x: Tensor, weights: Weights, schedule: str, override: Override | None = None) -> tuple[Tensor, Tensor]:
+    """g (N, C) after the sigmoid, (N, 0) without channel attention, and z (N, 1, H, W) before norm and sigmoid.
 
     Traffic: 1 pass over x (wavefront) or 2 (staged).
     """
     N, C, H, W = x.shape
     acc = accumulator(x.dtype)
+    gate = None
     z = torch.empty((N, 1, H, W), dtype=acc, device=x.device)
-    if x.numel() == 0:
-        return torch.empty((N, C if weights.fc1_weight is not None else 0), dtype=acc, device=x.device), z
-    weights = Weights(*weights[:6])
-    call = _call(x, None, weights)
-    if _resolve(schedule, call) == "wavefront":
-        gate = _wavefront(call, weights, z, config, lag)
-    else:
-        gate, pool = _staged_pools(call, weights, config)
-        _spatial_logit(call, weights, pool, z, config)
-    return torch.empty((N, 0), dtype=acc, device=x.device) if gate is None else gate, z
+    if z.numel() > 0:
+        call = _call(x, None, Weights(*weights[:6]), schedule, override)
+        if call.plan.schedule == "wavefront":
+            gate = _wavefront(call, z)
+        else:
+            gate, pool = _staged_pools(call)
+            _spatial_logit(call, pool, z)
+    if gate is None:
+        gate = torch.empty((N, 0 if weights.fc1_weight is None else C), dtype=acc, device=x.device)
+    return gate, z
 
 
-def apply_gates(x: Tensor, g: Tensor | None, z: Tensor | None, config: Config | None = None) -> Tensor:
+def apply_gates(x: Tensor, g: Tensor | None, z: Tensor | None, override: Override | None = None) -> Tensor:
     """y = x * g * sigmoid(z), with x's memory format. Traffic: 2 passes over x."""
     y = output_like(x)
     if y.numel() > 0:
-        nothing = Weights(None, None, None, None, None, None)
-        _apply(_call(x, y, nothing), nothing, g, None, z, config, backwards=True)
+        _apply(_call(x, y, _NOTHING, "staged", override), g, None, z, backwards=True)
     return y
 
 
@@ -111,15 +121,13 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def problem_of(x: Tensor, weights: Weights, y: Tensor | None = None) -> Problem:
-    """What the launch configuration of a call depends on."""
+    """What the launch configuration of a call depends on; x must be one that `layout.merged` leaves alone."""
+    return _problem(x, _strides(x), weights, y, None if y is None else _strides(y))
+
+
+def _problem(x: Tensor, x_strides: PixelStrides, weights: Weights, y: Tensor | None, y_strides: Any) -> Problem:
     N, C, H, W = x.shape
-    strides = pixel_strides(x)
-    assert strides is not None
-    both = [(x, strides)]
-    if y is not None:
-        y_strides = pixel_strides(y)
-        assert y_strides is not None
-        both.append((y, y_strides))
+    tensors = ((x, x_strides),) if y is None else ((x, x_strides), (y, y_strides))
     return Problem(
         N,
         C,
@@ -127,130 +135,121 @@ def problem_of(x: Tensor, weights: Weights, y: Tensor | None = None) -> Problem:
         0 if weights.fc1_weight is None else weights.fc1_weight.shape[0],
         0 if weights.conv_weight is None else weights.conv_weight.shape[-1],
         x.element_size(),
-        access_width(C, H * W, *both),
-        strides.channels_last,
+        access_width(C, H * W, *tensors),
+        x_strides.channels_last,
     )
 
 
-def _call(x: Tensor, y: Tensor | None, weights: Weights) -> _Call:
-    problem = problem_of(x, weights, y)
-    x_strides = pixel_strides(x)
-    y_strides = x_strides if y is None else pixel_strides(y)
-    assert x_strides is not None and y_strides is not None
+def _strides(x: Tensor) -> PixelStrides:
+    strides = pixel_strides(x)
+    assert strides is not None
+    return strides
+
+
+def _call(x: Tensor, y: Tensor | None, weights: Weights, schedule: str, override: Override | None) -> _Call:
+    x_strides = _strides(x)
+    y_strides = x_strides if y is None else _strides(y)
+    problem = _problem(x, x_strides, weights, y, y_strides)
     span = max(sample_span(problem.C, problem.P, x_strides), sample_span(problem.C, problem.P, y_strides))
-    acc = accumulator(x.dtype)
-    common = {
-        "VEC": problem.vec,
-        "CHANNELS_LAST": problem.channels_last,
-        "INDEX": tl.int64 if span >= 1 << 30 else tl.int32,
-        "ACC": tl.float64 if acc == torch.float64 else tl.float32,
-    }
-    return _Call(x, y, x_strides, y_strides, x.shape[2], x.shape[3], problem, acc, common)
+    wide = span >= 1 << 30
+    if override is None:
+        chosen = plan(problem, x.dtype, wide, schedule, facts(x.device))
+    else:
+        chosen = custom(problem, x.dtype, wide, schedule, (override.row,), override.lag)
+    strides = (*x_strides[:3], *y_strides[:3])
+    return _Call(x, y, strides, x.shape[2], x.shape[3], weights, problem, chosen, accumulator(x.dtype))
 
 
-def _resolve(schedule: str, call: _Call) -> str:
-    if schedule == "auto":
-        schedule, _ = table.choose_schedule(call.problem, facts(call.x.device))
-    return schedule
-
-
-def _empty(call: _Call, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=call.acc, device=call.x.device)
+def _launch(
+    call: _Call, kernel: Any, stages: tuple[str, ...], tiles: Callable[[Problem, Mapping[str, int]], int],
+    *arguments: Any, **constants: Any,
+) -> None:  # fmt: skip
+    """Launch `tiles` programs a sample with the block sizes of `stages`, of the plan's row or of the tuned one."""
+    rows = call.plan.rows
+    device = call.x.device
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        if len(rows) == 1:
+            sizes = rows[0].constants(*stages)
+            programs = call.problem.N * tiles(call.problem, sizes)
+            kernel[(programs,)](*arguments, **constants, **sizes, num_warps=rows[0].num_warps)
+        else:
+            kernel = tuned(kernel, rows, *stages)
+            kernel[lambda sizes: (call.problem.N * tiles(call.problem, sizes),)](*arguments, **constants)
 
 
 def _pool_map(call: _Call) -> Tensor:
+    return call.empty(call.problem.N, call.H + 2 * (call.problem.K // 2), call.W, 2)
+
+
+def _channel_scratch(call: _Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Partial pools, hidden partial sums and the gate."""
+    problem, blocks = call.problem, call.plan.blocks
+    partial = call.empty(problem.N, blocks, 2 * call.plan.partials)
+    hidden = call.empty(problem.N, blocks, 2, problem.R)
+    if len(call.plan.rows) > 1:
+        hidden.zero_()  # the row that is taken may have fewer blocks
+    return partial, hidden, call.empty(problem.N, problem.C)
+
+
+def _wavefront(call: _Call, z: Tensor | None) -> Tensor | None:
     problem = call.problem
-    return _empty(call, problem.N, call.H + 2 * (problem.K // 2), call.W, 2)
-
-
-def _conv_constants(problem: Problem) -> dict[str, int]:
-    return {"K": problem.K, "BLOCK_K": triton.next_power_of_2(max(1, problem.K))}
-
-
-def _wavefront(call: _Call, weights: Weights, z: Tensor | None, config: Config | None, lag: int | None) -> Tensor | None:
-    problem = call.problem
-    device = facts(call.x.device)
-    config = config or table.configs("wavefront", problem)[0]
-    lag = table.lag(problem, config, device) if lag is None else lag
-    blocks, chunks = table.pool_grid(problem, config)
     partial = hidden = gate = pool = None
     if problem.R:
-        partial = _empty(call, problem.N, blocks, chunks, 2, config.POOL_C)
-        hidden = _empty(call, problem.N, blocks, 2, problem.R)
-        gate = _empty(call, problem.N, problem.C)
+        partial, hidden, gate = _channel_scratch(call)
     if problem.K:
         pool = _pool_map(call)
-    counters = torch.zeros(1 + problem.N * (3 + blocks), dtype=torch.int32, device=call.x.device)
-    programs = problem.N * sum(table.tiles(problem, config, logits=z is not None))
-    with _on(call.x.device):
-        cbam_wavefront[(programs,)](
-            call.x, *weights[:-1], partial, hidden, gate, pool, call.y, z, counters,
-            *call.x_strides[:3], *call.y_strides[:3],
-            problem.N, problem.C, call.H, call.W, problem.R, lag,
-            NORM_EPS=weights.norm_eps, BLOCK_R=triton.next_power_of_2(max(1, problem.R)),
-            **_conv_constants(problem), **call.common, **config.constants("POOL", "MLP", "SPATIAL", "APPLY"),
-            enable_fp_fusion=True,
-        )  # fmt: skip
+    counters = call.zeros(1 + problem.N * (3 + call.plan.blocks))
+    logits = z is not None
+    _launch(
+        call, cbam_wavefront, ("POOL", "MLP_T", "MLP_C", "SPATIAL", "APPLY"),
+        lambda problem, sizes: table.wavefront_tiles(problem, sizes, logits),
+        call.x, *call.weights[:-1], partial, hidden, gate, pool, call.y, z, counters,
+        *call.strides, problem.N, problem.C, call.H, call.W, problem.R, call.plan.lag,
+        NORM_EPS=call.weights.norm_eps, BLOCK_R=triton.next_power_of_2(max(1, problem.R)),
+        **call.plan.convolution, **call.plan.constants,
+    )  # fmt: skip
     return gate
 
 
-def _staged_pools(call: _Call, weights: Weights, config: Config | None) -> tuple[Tensor | None, Tensor | None]:
-    problem = call.problem
-    config = config or table.configs("staged", problem)[0]
+def _staged_pools(call: _Call) -> tuple[Tensor | None, Tensor | None]:
+    """The channel gate and the pooled maps, of the stages that there are."""
+    problem, weights, constants = call.problem, call.weights, call.plan.constants
     gate = pool = None
-    with _on(call.x.device):
-        if problem.R:
-            blocks, chunks = table.pool_grid(problem, config)
-            partial = _empty(call, problem.N, blocks, chunks, 2, config.POOL_C)
-            hidden = _empty(call, problem.N, blocks, 2, problem.R)
-            gate = _empty(call, problem.N, problem.C)
-            counters = torch.zeros(problem.N * blocks, dtype=torch.int32, device=call.x.device)
-            channel_pool_kernel[(problem.N * blocks * chunks,)](
-                call.x, weights.fc1_weight, partial, hidden, counters, *call.x_strides[:3],
-                problem.N, problem.C, problem.P, problem.R,
-                **call.common, **config.constants("POOL"), enable_fp_fusion=True,
-            )  # fmt: skip
-            channel_mlp_kernel[(problem.N * triton.cdiv(problem.C, config.MLP_C),)](
-                hidden, weights.fc1_bias, weights.fc2_weight, weights.fc2_bias, gate,
-                problem.N, problem.C, problem.R, blocks,
-                BLOCK_R=triton.next_power_of_2(problem.R), ACC=call.common["ACC"], **config.constants("MLP"),
-                enable_fp_fusion=True,
-            )  # fmt: skip
-        if problem.K:
-            pool = _pool_map(call)
-            spatial_pool_kernel[(problem.N * triton.cdiv(problem.P, config.SPATIAL_P),)](
-                call.x, gate, pool, *call.x_strides[:3], problem.N, problem.C, call.H, call.W, K=problem.K,
-                **call.common, **config.constants("SPATIAL"), enable_fp_fusion=True,
-            )  # fmt: skip
+    if problem.R:
+        partial, hidden, gate = _channel_scratch(call)
+        _launch(
+            call, channel_pool_kernel, ("POOL",), table.pool_tiles,
+            call.x, weights.fc1_weight, partial, hidden, call.zeros(problem.N * call.plan.blocks), *call.strides[:3],
+            problem.N, problem.C, problem.P, problem.R, call.plan.blocks, **constants,
+        )  # fmt: skip
+        _launch(
+            call, channel_mlp_kernel, ("MLP",), table.mlp_tiles,
+            hidden, weights.fc1_bias, weights.fc2_weight, weights.fc2_bias, gate,
+            problem.N, problem.C, problem.R, call.plan.blocks,
+            BLOCK_R=triton.next_power_of_2(problem.R), ACC=constants["ACC"], enable_fp_fusion=True,
+        )  # fmt: skip
+    if problem.K:
+        pool = _pool_map(call)
+        _launch(
+            call, spatial_pool_kernel, ("SPATIAL",), table.spatial_tiles,
+            call.x, gate, pool, *call.strides[:3], problem.N, problem.C, call.H, call.W, K=problem.K, **constants,
+        )  # fmt: skip
     return gate, pool
 
 
-def _spatial_logit(call: _Call, weights: Weights, pool: Tensor | None, z: Tensor, config: Config | None) -> None:
-    problem = call.problem
-    config = config or table.configs("staged", problem)[0]
-    with _on(call.x.device):
-        spatial_logit_kernel[(problem.N * triton.cdiv(problem.P, config.APPLY_P),)](
-            pool, weights.conv_weight, weights.conv_bias, z, problem.N, call.H, call.W,
-            **_conv_constants(problem), ACC=call.common["ACC"], APPLY_P=config.APPLY_P, num_warps=config.num_warps,
-            enable_fp_fusion=True,
-        )  # fmt: skip
+def _spatial_logit(call: _Call, pool: Tensor | None, z: Tensor) -> None:
+    _launch(
+        call, spatial_logit_kernel, ("APPLY_P",), table.pixel_tiles,
+        pool, call.weights.conv_weight, call.weights.conv_bias, z, call.problem.N, call.H, call.W,
+        **call.plan.convolution, ACC=call.plan.constants["ACC"], enable_fp_fusion=True,
+    )  # fmt: skip
 
 
-def _apply(
-    call: _Call, weights: Weights, gate: Tensor | None, pool: Tensor | None, z: Tensor | None, config: Config | None,
-    backwards: bool,
-) -> None:  # fmt: skip
-    problem = call.problem
-    config = config or table.configs("staged", problem)[0]
-    programs = problem.N * table.tiles(problem, config)[2]
-    with _on(call.x.device):
-        apply_gates_kernel[(programs,)](
-            call.x, gate, pool, z, call.y, weights.conv_weight, weights.conv_bias, *weights[6:10],
-            *call.x_strides[:3], *call.y_strides[:3], problem.N, problem.C, call.H, call.W,
-            NORM_EPS=weights.norm_eps, **_conv_constants(problem), **call.common, **config.constants("APPLY"),
-            BACKWARDS=backwards, enable_fp_fusion=True,
-        )  # fmt: skip
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+def _apply(call: _Call, gate: Tensor | None, pool: Tensor | None, z: Tensor | None, backwards: bool) -> None:
+    weights = call.weights
+    _launch(
+        call, apply_gates_kernel, ("APPLY",), table.apply_tiles,
+        call.x, gate, pool, z, call.y, weights.conv_weight, weights.conv_bias, *weights[6:10],
+        *call.strides, call.problem.N, call.problem.C, call.H, call.W,
+        NORM_EPS=weights.norm_eps, BACKWARDS=backwards, **call.plan.convolution, **call.plan.constants,
+    )  # fmt: skip

@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def wait_for(counter_ptr, target):
-    """Return when the counter has reached target; every thread then sees what its writers stored before they counted."""
+    """Return when the counter has reached target: every thread then sees what was stored before it was counted."""
     while tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu") < target:
         pass
     tl.debug_barrier()

@@ -1,4 +1,4 @@
-"""The staged schedule: one launch a stage. Every other stage walks the batch backwards: it begins with what is in L2."""
+"""The staged schedule: one launch a stage. Every other one walks the batch backwards, to begin with what is in L2."""
 
 import triton
 import triton.language as tl
@@ -22,26 +22,26 @@ def _sample_and_tile(N, tiles, BACKWARDS: tl.constexpr):
     return n.to(tl.int64), tile
 
 
-@triton.jit(do_not_specialize=["x_stride_n", "x_stride_c", "x_stride_p", "N", "C", "P", "R"])
+@triton.jit(do_not_specialize=["x_stride_n", "x_stride_c", "x_stride_p", "N", "C", "P", "R", "BLOCKS"])
 def channel_pool_kernel(
     x_ptr,  # N C P
     fc1_weight_ptr,  # R C
-    partial_ptr, hidden_ptr,  # N BLOCKS CHUNKS 2 POOL_C, scratch; N BLOCKS 2 R
-    counters_ptr,  # N BLOCKS, zeroed
+    partial_ptr, hidden_ptr,  # N blocks CHUNKS 2 POOL_C, scratch; N BLOCKS 2 R, zeroed if BLOCKS > blocks
+    counters_ptr,  # N blocks, zeroed
     x_stride_n, x_stride_c, x_stride_p,
-    N, C, P, R,
+    N, C, P, R, BLOCKS,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     POOL_C: tl.constexpr, POOL_P: tl.constexpr, POOL_SPLIT: tl.constexpr, POOL_KEEP: tl.constexpr,
     POOL_R: tl.constexpr,
 ):  # fmt: skip
-    """Channel pool and the block's share of the hidden layer; a program owns a chunk of POOL_C channels of one sample."""
+    """Channel pool and hidden layer; a program owns POOL_C channels of a chunk of pixels of one sample."""
     C, P = known_sizes(C, P, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     blocks, chunks, chunk = pool_grid(C, P, POOL_C, POOL_P, POOL_SPLIT)
     n, tile = _sample_and_tile(N, blocks * chunks, False)
     channel_pool_tile(
         x_ptr + n * known_multiple(x_stride_n, VEC), fc1_weight_ptr, partial_ptr + n * (blocks * chunks * 2 * POOL_C),
-        counters_ptr + n * blocks, hidden_ptr + n * (blocks * 2 * R),
+        counters_ptr + n * blocks, hidden_ptr + n * (BLOCKS * 2 * R),
         tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p,
         POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
     )  # fmt: skip
@@ -51,14 +51,14 @@ def channel_pool_kernel(
 def channel_mlp_kernel(
     hidden_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr,  # N BLOCKS 2 R; R; C R; C; N C
     N, C, R, BLOCKS,
-    BLOCK_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr, MLP_SPLIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Channel gate; a program owns MLP_C channels of one sample."""
-    n, tile = _sample_and_tile(N, tl.cdiv(C, MLP_C), False)
-    c_begin = tile * MLP_C
+    """Channel gate; a program owns MLP_SPLIT channels of one sample."""
+    n, tile = _sample_and_tile(N, tl.cdiv(C, MLP_SPLIT), False)
+    c_begin = tile * MLP_SPLIT
     channel_mlp_tile(
         hidden_ptr + n * (BLOCKS * 2 * R), fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr + n * C,
-        c_begin, tl.minimum(c_begin + MLP_C, C), C, R, BLOCKS, MLP_T, MLP_C, BLOCK_R, ACC,
+        c_begin, tl.minimum(c_begin + MLP_SPLIT, C), C, R, BLOCKS, MLP_T, MLP_C, BLOCK_R, ACC,
     )  # fmt: skip
 
 

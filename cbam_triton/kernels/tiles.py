@@ -7,6 +7,7 @@ a thread holds VEC neighbours along it, and every `KEEP`-th row along the other 
 import triton
 import triton.language as tl
 
+
 @triton.jit
 def maximum(a, b):
     """Elementwise maximum; NaN where either is NaN, as `torch.maximum`."""
@@ -30,7 +31,7 @@ def reduce_max(values, AXIS: tl.constexpr):
 
 @triton.jit
 def split_axis(tile, AXIS: tl.constexpr, KEEP: tl.constexpr, UNIT_STRIDE: tl.constexpr):
-    """View AXIS of a 2-D tile as (KEEP, rest) if it has unit stride, else as (rest, KEEP): `rest` lies in one thread."""
+    """AXIS of a 2-D tile as (KEEP, rest) if it has unit stride, else as (rest, KEEP): `rest` lies in one thread."""
     A: tl.constexpr = tile.shape[0]
     B: tl.constexpr = tile.shape[1]
     if AXIS == 0:
@@ -74,7 +75,7 @@ def known_sizes(C, P, VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def known_strides(stride_c, stride_p, VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr):
-    """(stride_c, stride_p), one of them a literal 1 and the other, in INDEX arithmetic, known to be a multiple of VEC."""
+    """(stride_c, stride_p): one of them a literal 1, the other, in INDEX arithmetic, known to be a multiple of VEC."""
     if CHANNELS_LAST:
         return 1, known_multiple(stride_p, VEC).to(INDEX)
     else:

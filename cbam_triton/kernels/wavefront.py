@@ -19,6 +19,8 @@ def work_item(ticket, N, LAG_B, LAG_C, TILES_A, TILES_B, TILES_C):
     Step i holds the tiles of sample i in A, of i - LAG_B in B and of i - LAG_C in C, as far as these samples exist. Up
     to step N the number of tickets before a step is convex and piecewise linear in it, so its inverse is the least of
     the pieces' inverses; after step N it is concave, and the inverse is the greatest.
+    A step's tiles come in the order C, B, A: x of the oldest sample leaves L2 before that of the newest comes. Without
+    a lag, which is for N = 1 alone, the order is A, B, C.
     Needs TILES_A, TILES_C >= 1, TILES_B >= 0 and LAG_B <= LAG_C <= N.
     """
     missing_b = TILES_B * LAG_B
@@ -35,6 +37,8 @@ def work_item(ticket, N, LAG_B, LAG_C, TILES_A, TILES_B, TILES_C):
         step += N
     end_a = tl.where(step < N, TILES_A, 0)
     end_b = end_a + tl.where((step >= LAG_B) & (step < N + LAG_B), TILES_B, 0)
+    if LAG_C > 0:
+        slot = end_b + tl.where(step >= LAG_C, TILES_C, 0) - 1 - slot
     stage = tl.where(slot < end_a, 0, tl.where(slot < end_b, 1, 2))
     n = step - tl.where(stage == 0, 0, tl.where(stage == 1, LAG_B, LAG_C))
     tile = slot - tl.where(stage == 0, 0, tl.where(stage == 1, end_a, end_b))
@@ -54,7 +58,8 @@ def cbam_wavefront(
     pool_ptr,  # N H+2(K//2) W 2, scratch
     y_ptr,  # N C H W, or None to stop at the logits
     z_ptr,  # N H W, or None to go on to y
-    counters_ptr,  # 1 + N (3 + BLOCKS), zeroed: ticket; per sample: blocks pooled, gate, spatial tiles, chunks of each block
+    # zeroed, 1 + N (3 + BLOCKS): ticket; of each sample: blocks pooled, gate made, spatial tiles, chunks of each block
+    counters_ptr,
     x_stride_n, x_stride_c, x_stride_p, y_stride_n, y_stride_c, y_stride_p,
     N, C, H, W, R, LAG,
     NORM_EPS: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
