@@ -49,13 +49,15 @@ def output_like(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_suggested_format(x))
 
 
-def access_width(C: int, P: int, *tensors: tuple[Tensor, PixelStrides]) -> int:
-    """Elements of the widest access that the alignment of every tensor allows: 1, 2, 4, ... up to 16 bytes."""
-    width = C if tensors[0][1].channels_last else P
-    for tensor, strides in tensors:
-        across = strides.p if strides.channels_last else strides.c
-        width = gcd(width, strides.n, across, tensor.data_ptr() // tensor.element_size())
-    return gcd(width, ACCESS_BYTES // tensors[0][0].element_size())
+def access_width(C: int, P: int, itemsize: int, address: int, *tensors: PixelStrides) -> int:
+    """Elements of the widest access that every tensor's strides allow: 1, 2, 4, ... up to 16 bytes.
+
+    `address` is in bytes, that of the tensor aligned worst.
+    """
+    width = gcd(C if tensors[0].channels_last else P, address // itemsize, ACCESS_BYTES // itemsize)
+    for strides in tensors:
+        width = gcd(width, strides.n, strides.p if strides.channels_last else strides.c)
+    return width
 
 
 def sample_span(C: int, P: int, strides: PixelStrides) -> int:

@@ -37,7 +37,7 @@ def cbam(
     """
     layer = _dense(fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias)
     norm = _dense(norm_weight, norm_bias, norm_mean, norm_var)
-    return launch.forward(layout.merged(x), Weights(*layer, *norm, norm_eps), schedule)
+    return launch.forward(layout.merged(x), Weights(*layer, *norm, norm_eps=norm_eps), schedule)
 
 
 @cbam.register_fake
@@ -88,4 +88,4 @@ def _(x: Tensor, g: Tensor | None, z: Tensor | None) -> Tensor:
 
 def _dense(*small: Tensor | None) -> list[Any]:
     """Parameters or gates in row-major order; a copy only of those that a user transposed or sliced."""
-    return [None if tensor is None else tensor.contiguous() for tensor in small]
+    return [tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous() for tensor in small]

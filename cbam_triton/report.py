@@ -36,13 +36,13 @@ def choices(machine: Machine, maps: list[Tensor], why_interpreted: str | None) -
     if not machine.kernels:
         return f"{'auto':<9} backend reference: kernels do not run on {machine.device.type} tensors here"
     from .kernels.config import choose_schedule
-    from .kernels.launch import Weights, problem_of
+    from .kernels.launch import Weights, plan_of
 
     lines = []
     for x in maps:
         layer = CBAM(x.shape[1], device="meta")
         weights = Weights(layer.channel.fc1.weight, None, None, None, layer.spatial.conv.weight, None)
-        schedule, reason = choose_schedule(problem_of(x, weights), kernel_device.facts(x.device))
+        schedule, reason = choose_schedule(plan_of(x, weights, "auto").problem, kernel_device.facts(x.device))
         lines.append((f"{'x'.join(map(str, x.shape))}: {schedule}", reason))
     width = max(len(choice) for choice, _ in lines)
     first = "backend triton, schedule by size:"

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import hypothesis
 import pytest
@@ -44,3 +46,18 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from cbam_triton import functional
 
     monkeypatch.setattr(functional, "_kernel_device_type", lambda: None)
+
+
+@pytest.fixture
+def nan_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory holds NaN: what a kernel forgets to write, or reads before it is written, shows."""
+
+    def poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def fresh(*arguments: Any, **options: Any) -> torch.Tensor:
+            memory = allocate(*arguments, **options)
+            return memory.fill_(torch.nan) if memory.is_floating_point() else memory
+
+        return fresh
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))

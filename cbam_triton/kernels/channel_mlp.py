@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .tiles import rounded_product
+
 
 @triton.jit
 def channel_mlp_tile(
@@ -38,7 +40,7 @@ def channel_mlp_tile(
         inside_c = c < c_end
         inside = inside_c[:, None] & inside_r[None, :]
         weight = tl.load(fc2_weight_ptr + (c[:, None] * R + r[None, :]), mask=inside, other=0.0).to(ACC)
-        q = tl.sum(weight * h[None, :], 1)
+        q = tl.sum(rounded_product(weight, h[None, :]), 1)
         if fc2_bias_ptr is not None:
             q += 2 * tl.load(fc2_bias_ptr + c, mask=inside_c, other=0.0).to(ACC)
         tl.store(gate_ptr + c, tl.sigmoid(q), mask=inside_c)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .signals import publish
-from .tiles import fold_max, fold_sum, known_multiple, maximum, reduce_max
+from .tiles import fold_max, fold_sum, known_multiple, maximum, reduce_max, rounded_product
 
 
 @triton.jit
@@ -77,6 +77,6 @@ def channel_pool_tile(
             r = r0 + tl.arange(0, BLOCK_R)
             inside = (r < R)[:, None] & inside_c[None, :]
             weight = tl.load(fc1_weight_ptr + (r[:, None] * C + c[None, :]), mask=inside, other=0.0).to(ACC)
-            tl.store(hidden_ptr + r, tl.sum(weight * avg[None, :], 1), mask=r < R)
-            tl.store(hidden_ptr + R + r, tl.sum(weight * max[None, :], 1), mask=r < R)
+            tl.store(hidden_ptr + r, tl.sum(rounded_product(weight, avg[None, :]), 1), mask=r < R)
+            tl.store(hidden_ptr + R + r, tl.sum(rounded_product(weight, max[None, :]), 1), mask=r < R)
     return finished

@@ -12,6 +12,8 @@ from typing import NamedTuple
 from ..layout import ACCESS_BYTES
 from .device import DeviceFacts
 
+Sizes = Mapping[str, int]  # block sizes by name, as a kernel gets them
+
 L2_SHARE = 0.8  # of L2 that x may take; the rest is for y, weights and what else runs
 
 
@@ -167,39 +169,45 @@ def _pool_grid(problem: Problem, block_c: int, block_p: int, split: int) -> tupl
     return _divide(problem.C, block_c), _divide(problem.P, chunk)
 
 
-def pool_tiles(problem: Problem, sizes: Mapping[str, int]) -> int:
-    """Programs a sample in the channel pool; `sizes` as a kernel gets them."""
+def pool_tiles(problem: Problem, sizes: Sizes) -> int:
+    """Programs a sample in the channel pool; whole blocks of whole chunks."""
     blocks, chunks = _pool_grid(problem, sizes["POOL_C"], sizes["POOL_P"], sizes["POOL_SPLIT"])
     return blocks * chunks
 
 
-def mlp_tiles(problem: Problem, sizes: Mapping[str, int]) -> int:
+def mlp_tiles(problem: Problem, sizes: Sizes) -> int:
     """Programs a sample in the channel MLP of the staged schedule."""
     return _divide(problem.C, sizes["MLP_SPLIT"])
 
 
-def spatial_tiles(problem: Problem, sizes: Mapping[str, int]) -> int:
+def spatial_tiles(problem: Problem, sizes: Sizes) -> int:
     """Programs a sample in the spatial pool."""
     return _divide(problem.P, sizes["SPATIAL_P"])
 
 
-def pixel_tiles(problem: Problem, sizes: Mapping[str, int]) -> int:
+def pixel_tiles(problem: Problem, sizes: Sizes) -> int:
     """Programs a sample where the last stage stops at the logits."""
     return _divide(problem.P, sizes["APPLY_P"])
 
 
-def apply_tiles(problem: Problem, sizes: Mapping[str, int]) -> int:
+def apply_tiles(problem: Problem, sizes: Sizes) -> int:
     """Programs a sample in the last stage."""
     return pixel_tiles(problem, sizes) * _divide(problem.C, sizes["APPLY_SPLIT"])
 
 
-def wavefront_tiles(problem: Problem, sizes: Mapping[str, int], logits: bool = False) -> int:
+def wavefront_tiles(problem: Problem, sizes: Sizes) -> int:
     """Programs a sample in the wavefront."""
-    return (
-        (pool_tiles(problem, sizes) if problem.R else 0)
-        + (spatial_tiles(problem, sizes) if problem.K else 0)
-        + (pixel_tiles if logits else apply_tiles)(problem, sizes)
-    )
+    return _gate_tiles(problem, sizes) + apply_tiles(problem, sizes)
+
+
+def wavefront_logit_tiles(problem: Problem, sizes: Sizes) -> int:
+    """Programs a sample in the wavefront that stops at the logits."""
+    return _gate_tiles(problem, sizes) + pixel_tiles(problem, sizes)
+
+
+def _gate_tiles(problem: Problem, sizes: Sizes) -> int:
+    pool = pool_tiles(problem, sizes) if problem.R else 0
+    return pool + (spatial_tiles(problem, sizes) if problem.K else 0)
 
 
 def lag(problem: Problem, config: Config, device: DeviceFacts) -> int:

@@ -22,6 +22,7 @@ class DeviceFacts(NamedTuple):
 _INTERPRETER = DeviceFacts("Triton interpreter", 1, 1 << 26)
 
 
+@functools.cache
 def interpreted() -> bool:
     """Whether kernels are run by Triton's interpreter."""
     if importlib.util.find_spec("triton") is None:
@@ -66,11 +67,10 @@ def _active_driver() -> Any:
 def facts(device: torch.device) -> DeviceFacts:
     """SM count and L2 size of the device; CBAM_TRITON_DEVICE="sm_count=132,l2_bytes=52428800" overrides either.
 
-    Raises: ValueError for an override that is not of this form.
+    The variable is read once, when kernels are first asked for; a value of another form is a ValueError then.
     """
     found = _cuda_facts(device) if device.type == "cuda" else _driver_facts(device)
-    override = os.environ.get(OVERRIDE)
-    return found._replace(**_parse_override(override)) if override else found
+    return found._replace(**_OVERRIDES) if _OVERRIDES else found
 
 
 @functools.cache
@@ -88,8 +88,10 @@ def _driver_facts(device: torch.device) -> DeviceFacts:
     return DeviceFacts(str(active.get_current_target().arch), properties["multiprocessor_count"], l2_bytes)
 
 
-@functools.cache
-def _parse_override(text: str) -> dict[str, int]:
+def parse_override(text: str) -> dict[str, int]:
+    """Facts from the text of CBAM_TRITON_DEVICE; none from an empty one."""
+    if not text:
+        return {}
     try:
         values = {key.strip(): int(value) for key, value in (part.split("=") for part in text.split(","))}
     except ValueError:
@@ -97,3 +99,6 @@ def _parse_override(text: str) -> dict[str, int]:
     if not values or not set(values) <= {"sm_count", "l2_bytes"} or min(values.values()) < 1:
         raise ValueError(f"{OVERRIDE} must look like 'sm_count=132,l2_bytes=52428800', got {text!r}")
     return values
+
+
+_OVERRIDES = parse_override(os.environ.get(OVERRIDE, ""))

@@ -1,18 +1,17 @@
-"""Launchers: allocate, compute the grid, launch, return. What is launched is decided in `config` and `plan`."""
+"""Launchers: allocate, launch, return. What is launched is decided in `config` and kept in `plan`."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from ..layout import PixelStrides, access_width, output_like, pixel_strides, sample_span
+from ..layout import ACCESS_BYTES
 from . import config as table
-from .config import Config, Problem
+from .config import Problem, Sizes
 from .device import facts
-from .plan import Plan, custom, plan, tuned
+from .plan import Override, Plan, plan
 from .staged import (
     apply_gates_kernel,
     channel_mlp_kernel,
@@ -42,42 +41,30 @@ class Weights(NamedTuple):
 _NOTHING = Weights(None, None, None, None, None, None)
 
 
-class Override(NamedTuple):
-    """What a caller wants instead of the plan: block sizes, samples between stages."""
-
-    row: Config
-    lag: int = 1
-
-
 class _Call(NamedTuple):
-    """One call: tensors with their strides, sizes and plan."""
+    """One call: what it reads and writes, and its plan."""
 
     x: Tensor
     y: Tensor | None
-    strides: tuple[int, ...]  # of x, then of y, as N C P
-    H: int
-    W: int
     weights: Weights
-    problem: Problem
     plan: Plan
-    acc: torch.dtype
 
     def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.acc, device=self.x.device)
+        return torch.empty(shape, dtype=self.plan.acc, device=self.x.device)
 
     def zeros(self, size: int) -> Tensor:
         return torch.zeros(size, dtype=torch.int32, device=self.x.device)
 
 
 def forward(x: Tensor, weights: Weights, schedule: str, override: Override | None = None) -> Tensor:
-    """y = CBAM(x), with x's memory format.
+    """y = CBAM(x) for an x that `layout.merged` leaves alone, with x's memory format.
 
     Traffic: 2 passes over x (wavefront, samples in flight in L2) to 4 (staged, nothing in L2).
     """
-    y = output_like(x)
+    y = torch.empty_like(x)
     if y.numel() == 0:
         return y
-    call = _call(x, y, weights, schedule, override)
+    call = _Call(x, y, weights, plan_of(x, weights, schedule, override))
     if call.plan.schedule == "wavefront":
         _wavefront(call, None)
     else:
@@ -96,7 +83,8 @@ def gates(x: Tensor, weights: Weights, schedule: str, override: Override | None 
     gate = None
     z = torch.empty((N, 1, H, W), dtype=acc, device=x.device)
     if z.numel() > 0:
-        call = _call(x, None, Weights(*weights[:6]), schedule, override)
+        weights = Weights(*weights[:6])
+        call = _Call(x, None, weights, plan_of(x, weights, schedule, override))
         if call.plan.schedule == "wavefront":
             gate = _wavefront(call, z)
         else:
@@ -109,9 +97,9 @@ def gates(x: Tensor, weights: Weights, schedule: str, override: Override | None 
 
 def apply_gates(x: Tensor, g: Tensor | None, z: Tensor | None, override: Override | None = None) -> Tensor:
     """y = x * g * sigmoid(z), with x's memory format. Traffic: 2 passes over x."""
-    y = output_like(x)
+    y = torch.empty_like(x)
     if y.numel() > 0:
-        _apply(_call(x, y, _NOTHING, "staged", override), g, None, z, backwards=True)
+        _apply(_Call(x, y, _NOTHING, plan_of(x, _NOTHING, "staged", override)), g, None, z, backwards=True)
     return y
 
 
@@ -120,70 +108,47 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def problem_of(x: Tensor, weights: Weights, y: Tensor | None = None) -> Problem:
-    """What the launch configuration of a call depends on; x must be one that `layout.merged` leaves alone."""
-    return _problem(x, _strides(x), weights, y, None if y is None else _strides(y))
-
-
-def _problem(x: Tensor, x_strides: PixelStrides, weights: Weights, y: Tensor | None, y_strides: Any) -> Problem:
-    N, C, H, W = x.shape
-    tensors = ((x, x_strides),) if y is None else ((x, x_strides), (y, y_strides))
-    return Problem(
-        N,
-        C,
-        H * W,
+def plan_of(x: Tensor, weights: Weights, schedule: str, override: Override | None = None) -> Plan:
+    """The plan of a call; x must be one that `layout.merged` leaves alone."""
+    return plan(
+        x.shape,
+        x.stride(),
+        x.data_ptr() % ACCESS_BYTES,
+        x.dtype,
         0 if weights.fc1_weight is None else weights.fc1_weight.shape[0],
         0 if weights.conv_weight is None else weights.conv_weight.shape[-1],
-        x.element_size(),
-        access_width(C, H * W, *tensors),
-        x_strides.channels_last,
+        schedule,
+        facts(x.device),
+        override,
     )
 
 
-def _strides(x: Tensor) -> PixelStrides:
-    strides = pixel_strides(x)
-    assert strides is not None
-    return strides
-
-
-def _call(x: Tensor, y: Tensor | None, weights: Weights, schedule: str, override: Override | None) -> _Call:
-    x_strides = _strides(x)
-    y_strides = x_strides if y is None else _strides(y)
-    problem = _problem(x, x_strides, weights, y, y_strides)
-    span = max(sample_span(problem.C, problem.P, x_strides), sample_span(problem.C, problem.P, y_strides))
-    wide = span >= 1 << 30
-    if override is None:
-        chosen = plan(problem, x.dtype, wide, schedule, facts(x.device))
-    else:
-        chosen = custom(problem, x.dtype, wide, schedule, (override.row,), override.lag)
-    strides = (*x_strides[:3], *y_strides[:3])
-    return _Call(x, y, strides, x.shape[2], x.shape[3], weights, problem, chosen, accumulator(x.dtype))
-
-
 def _launch(
-    call: _Call, kernel: Any, stages: tuple[str, ...], tiles: Callable[[Problem, Mapping[str, int]], int],
+    call: _Call, kernel: Any, stages: tuple[str, ...], tiles: Callable[[Problem, Sizes], int],
     *arguments: Any, **constants: Any,
 ) -> None:  # fmt: skip
     """Launch `tiles` programs a sample with the block sizes of `stages`, of the plan's row or of the tuned one."""
-    rows = call.plan.rows
-    device = call.x.device
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        if len(rows) == 1:
-            sizes = rows[0].constants(*stages)
-            programs = call.problem.N * tiles(call.problem, sizes)
-            kernel[(programs,)](*arguments, **constants, **sizes, num_warps=rows[0].num_warps)
-        else:
-            kernel = tuned(kernel, rows, *stages)
-            kernel[lambda sizes: (call.problem.N * tiles(call.problem, sizes),)](*arguments, **constants)
+    prepared = call.plan.prepared
+    key = (id(kernel), tiles)
+    if key not in prepared:
+        prepared[key] = call.plan.launcher(kernel, stages, tiles)
+    on_grid, sizes = prepared[key]
+    if call.x.is_cuda and call.x.device.index != torch.cuda.current_device():
+        context = torch.cuda.device(call.x.device)
+    else:
+        context = contextlib.nullcontext()
+    with context:
+        on_grid(*arguments, **constants, **sizes)
 
 
 def _pool_map(call: _Call) -> Tensor:
-    return call.empty(call.problem.N, call.H + 2 * (call.problem.K // 2), call.W, 2)
+    N, _, H, W = call.x.shape
+    return call.empty(N, H + 2 * (call.plan.problem.K // 2), W, 2)
 
 
 def _channel_scratch(call: _Call) -> tuple[Tensor, Tensor, Tensor]:
     """Partial pools, hidden partial sums and the gate."""
-    problem, blocks = call.problem, call.plan.blocks
+    problem, blocks = call.plan.problem, call.plan.blocks
     partial = call.empty(problem.N, blocks, 2 * call.plan.partials)
     hidden = call.empty(problem.N, blocks, 2, problem.R)
     if len(call.plan.rows) > 1:
@@ -192,56 +157,55 @@ def _channel_scratch(call: _Call) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _wavefront(call: _Call, z: Tensor | None) -> Tensor | None:
-    problem = call.problem
+    N, C, H, W = call.x.shape
+    problem = call.plan.problem
     partial = hidden = gate = pool = None
     if problem.R:
         partial, hidden, gate = _channel_scratch(call)
     if problem.K:
         pool = _pool_map(call)
-    counters = call.zeros(1 + problem.N * (3 + call.plan.blocks))
-    logits = z is not None
     _launch(
         call, cbam_wavefront, ("POOL", "MLP_T", "MLP_C", "SPATIAL", "APPLY"),
-        lambda problem, sizes: table.wavefront_tiles(problem, sizes, logits),
-        call.x, *call.weights[:-1], partial, hidden, gate, pool, call.y, z, counters,
-        *call.strides, problem.N, problem.C, call.H, call.W, problem.R, call.plan.lag,
-        NORM_EPS=call.weights.norm_eps, BLOCK_R=triton.next_power_of_2(max(1, problem.R)),
-        **call.plan.convolution, **call.plan.constants,
+        table.wavefront_tiles if z is None else table.wavefront_logit_tiles,
+        call.x, *call.weights[:-1], partial, hidden, gate, pool, call.y, z, call.zeros(1 + N * (3 + call.plan.blocks)),
+        *call.plan.strides, N, C, H, W, problem.R, call.plan.lag,
+        NORM_EPS=call.weights.norm_eps, **{**call.plan.constants, **call.plan.convolution, **call.plan.hidden},
     )  # fmt: skip
     return gate
 
 
 def _staged_pools(call: _Call) -> tuple[Tensor | None, Tensor | None]:
     """The channel gate and the pooled maps, of the stages that there are."""
-    problem, weights, constants = call.problem, call.weights, call.plan.constants
+    problem, blocks, weights = call.plan.problem, call.plan.blocks, call.weights
+    strides = call.plan.strides[:3]
+    N, C, H, W = call.x.shape
     gate = pool = None
     if problem.R:
         partial, hidden, gate = _channel_scratch(call)
         _launch(
             call, channel_pool_kernel, ("POOL",), table.pool_tiles,
-            call.x, weights.fc1_weight, partial, hidden, call.zeros(problem.N * call.plan.blocks), *call.strides[:3],
-            problem.N, problem.C, problem.P, problem.R, call.plan.blocks, **constants,
+            call.x, weights.fc1_weight, partial, hidden, call.zeros(N * blocks), *strides,
+            N, C, H * W, problem.R, blocks, **call.plan.constants,
         )  # fmt: skip
         _launch(
             call, channel_mlp_kernel, ("MLP",), table.mlp_tiles,
-            hidden, weights.fc1_bias, weights.fc2_weight, weights.fc2_bias, gate,
-            problem.N, problem.C, problem.R, call.plan.blocks,
-            BLOCK_R=triton.next_power_of_2(problem.R), ACC=constants["ACC"], enable_fp_fusion=True,
+            hidden, weights.fc1_bias, weights.fc2_weight, weights.fc2_bias, gate, N, C, problem.R, blocks,
+            **call.plan.hidden,
         )  # fmt: skip
     if problem.K:
         pool = _pool_map(call)
         _launch(
             call, spatial_pool_kernel, ("SPATIAL",), table.spatial_tiles,
-            call.x, gate, pool, *call.strides[:3], problem.N, problem.C, call.H, call.W, K=problem.K, **constants,
+            call.x, gate, pool, *strides, N, C, H, W, K=problem.K, **call.plan.constants,
         )  # fmt: skip
     return gate, pool
 
 
 def _spatial_logit(call: _Call, pool: Tensor | None, z: Tensor) -> None:
+    N, _, H, W = call.x.shape
     _launch(
         call, spatial_logit_kernel, ("APPLY_P",), table.pixel_tiles,
-        pool, call.weights.conv_weight, call.weights.conv_bias, z, call.problem.N, call.H, call.W,
-        **call.plan.convolution, ACC=call.plan.constants["ACC"], enable_fp_fusion=True,
+        pool, call.weights.conv_weight, call.weights.conv_bias, z, N, H, W, **call.plan.convolution,
     )  # fmt: skip
 
 
@@ -250,6 +214,6 @@ def _apply(call: _Call, gate: Tensor | None, pool: Tensor | None, z: Tensor | No
     _launch(
         call, apply_gates_kernel, ("APPLY",), table.apply_tiles,
         call.x, gate, pool, z, call.y, weights.conv_weight, weights.conv_bias, *weights[6:10],
-        *call.strides, call.problem.N, call.problem.C, call.H, call.W,
-        NORM_EPS=weights.norm_eps, BACKWARDS=backwards, **call.plan.convolution, **call.plan.constants,
+        *call.plan.strides, *call.x.shape,
+        NORM_EPS=weights.norm_eps, BACKWARDS=backwards, **{**call.plan.constants, **call.plan.convolution},
     )  # fmt: skip

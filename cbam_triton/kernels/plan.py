@@ -1,72 +1,120 @@
-"""Plans: everything about a launch that depends on sizes, dtype, layout and device, worked out once and kept."""
+"""Plans: everything about a launch that does not depend on values, worked out once for a shape and kept."""
 
+import dataclasses
 import functools
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from ..layout import access_width, output_like, pixel_strides, sample_span
 from . import config as table
-from .config import Config, Problem
+from .config import Config, Problem, Sizes
 from .device import DeviceFacts, interpreted
 
-AUTOTUNE = "CBAM_TRITON_AUTOTUNE"
+# Whether a first call of a class times the table; never in the interpreter, which has no clock worth asking.
+AUTOTUNE = os.environ.get("CBAM_TRITON_AUTOTUNE") == "1" and not interpreted()
 
 
-class Plan(NamedTuple):
-    """One schedule for one problem. The first row of `rows` runs, or autotuning finds which."""
+class Override(NamedTuple):
+    """What a caller wants instead of the table: block sizes, samples between stages of the wavefront."""
 
+    row: Config
+    lag: int = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """One schedule for one problem. The first of `rows` runs, or autotuning finds which."""
+
+    problem: Problem
     schedule: str
     rows: tuple[Config, ...]
     lag: int
+    strides: tuple[int, ...]  # of x, then of y, as N C P
     blocks: int  # of channels, the most of any row
     partials: int  # chunks * POOL_C of a block, the most of any row
+    acc: torch.dtype  # of scratch and gates
     constants: dict[str, Any]  # constexprs that all kernels take
-    convolution: dict[str, Any]  # those of the kernels with a convolution
+    convolution: dict[str, Any]  # those of kernels with a convolution
+    hidden: dict[str, Any]  # those of kernels with the second layer of the MLP
+    prepared: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
-    @property
-    def row(self) -> Config:
-        return self.rows[0]
+    def launcher(
+        self,
+        kernel: Any,
+        stages: tuple[str, ...],
+        tiles: Callable[[Problem, Sizes], int],
+    ) -> tuple[Any, dict[str, Any]]:
+        """The kernel on its grid of `tiles` programs a sample, and the block sizes that it takes by keyword."""
+        row, *others = self.rows
+        if others:
+            return _tuned(kernel, self.rows, stages)[lambda sizes: (self.problem.N * tiles(self.problem, sizes),)], {}
+        sizes = row.constants(*stages)
+        return kernel[(self.problem.N * tiles(self.problem, sizes),)], {**sizes, "num_warps": row.num_warps}
 
 
-def plan(problem: Problem, dtype: torch.dtype, wide: bool, schedule: str, device: DeviceFacts) -> Plan:
-    """The plan of a call: `wide` says that offsets inside a sample need 64 bits, "auto" leaves the schedule open."""
-    return _plan(problem, dtype, wide, schedule, device, os.environ.get(AUTOTUNE) == "1" and not interpreted())
+@functools.lru_cache(maxsize=8192)
+def plan(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    address: int,
+    dtype: torch.dtype,
+    R: int,
+    K: int,
+    schedule: str,
+    device: DeviceFacts,
+    override: Override | None = None,
+) -> Plan:
+    """The plan for an x of this shape, strides, address (modulo the widest access) and dtype.
 
-
-@functools.lru_cache(maxsize=4096)
-def _plan(problem: Problem, dtype: torch.dtype, wide: bool, schedule: str, device: DeviceFacts, autotune: bool) -> Plan:
+    R is the hidden width, 0 without channel attention, K the kernel size, 0 without spatial attention; the schedule
+    "auto" is chosen here.
+    """
+    x = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+    x_strides, y_strides = pixel_strides(x), pixel_strides(output_like(x))
+    assert x_strides is not None, f"layout.merged was not asked about strides {strides}"
+    assert y_strides is not None
+    N, C, H, W = shape
+    vec = access_width(C, H * W, x.element_size(), address, x_strides, y_strides)
+    problem = Problem(N, C, H * W, R, K, x.element_size(), vec, x_strides.channels_last)
     if schedule == "auto":
         schedule, _ = table.choose_schedule(problem, device)
-    rows = table.configs(schedule, problem)
-    return custom(problem, dtype, wide, schedule, rows if autotune else rows[:1], table.lag(problem, rows[0], device))
-
-
-def custom(problem: Problem, dtype: torch.dtype, wide: bool, schedule: str, rows: tuple[Config, ...], lag: int) -> Plan:
-    """A plan with given rows and lag."""
+    if override is None:
+        rows = table.configs(schedule, problem)
+        rows, lag = rows if AUTOTUNE else rows[:1], table.lag(problem, rows[0], device)
+    else:
+        rows, lag = (override.row,), override.lag
     grids = [table.pool_grid(problem, row) for row in rows]
+    span = max(sample_span(C, H * W, x_strides), sample_span(C, H * W, y_strides))
+    acc = tl.float64 if dtype == torch.float64 else tl.float32
     return Plan(
+        problem,
         schedule,
         rows,
         lag,
+        (*x_strides[:3], *y_strides[:3]),
         max(blocks for blocks, _ in grids),
         max(chunks * row.POOL_C for (_, chunks), row in zip(grids, rows, strict=True)),
+        torch.float64 if dtype == torch.float64 else torch.float32,
         {
-            "VEC": problem.vec,
-            "CHANNELS_LAST": problem.channels_last,
-            "INDEX": tl.int64 if wide else tl.int32,
-            "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
+            "VEC": vec,
+            "CHANNELS_LAST": x_strides.channels_last,
+            "INDEX": tl.int64 if span >= 1 << 30 else tl.int32,
+            "ACC": acc,
             "enable_fp_fusion": True,
         },
-        {"K": problem.K, "BLOCK_K": triton.next_power_of_2(max(1, problem.K))},
+        {"K": K, "BLOCK_K": triton.next_power_of_2(max(1, K)), "ACC": acc, "enable_fp_fusion": True},
+        {"BLOCK_R": triton.next_power_of_2(max(1, R)), "ACC": acc, "enable_fp_fusion": True},
     )
 
 
 @functools.cache
-def tuned(kernel: Any, rows: tuple[Config, ...], *stages: str) -> Any:
-    """The kernel, autotuned over the rows; `rows` are those of a class, so one class is timed once."""
+def _tuned(kernel: Any, rows: tuple[Config, ...], stages: tuple[str, ...]) -> Any:
+    # The rows are those of a class, so one class is timed once.
     configs = [triton.Config(row.constants(*stages), num_warps=row.num_warps) for row in rows]
     zeroed = [name for name in ("counters_ptr", "hidden_ptr") if "counters_ptr" in kernel.arg_names]
     return triton.autotune(configs, key=[], reset_to_zero=zeroed or None)(kernel)

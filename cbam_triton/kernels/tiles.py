@@ -59,6 +59,13 @@ def fold_max(tile, AXIS: tl.constexpr, KEEP: tl.constexpr, UNIT_STRIDE: tl.const
 
 
 @triton.jit
+def rounded_product(a, b):
+    """a * b, rounded. A plain product may be fused into the first addition of a reduction: then of two threads that
+    exchange their terms each fuses its own, and they end with sums that differ in the last bit."""
+    return tl.fma(a, b, 0.0)
+
+
+@triton.jit
 def known_multiple(value, VEC: tl.constexpr):
     """The same value, a multiple of VEC, in a form from which the compiler can tell: accesses get VEC elements wide."""
     return value // VEC * VEC
