@@ -1,0 +1,129 @@
+"""The operators: schema, fake and registration by PyTorch's own checker; one compiled graph for every batch size."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+pytest.importorskip("triton")
+
+from cbam_triton import ops
+from cbam_triton.kernels import launch
+
+from .cases import FORMATS, SCHEDULES, assert_refined, eager_gates, layer, normal
+from .errors import assert_same
+
+both_formats = pytest.mark.parametrize("memory_format", FORMATS, ids=("nchw", "channels_last"))
+CHANNELS = 8
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def _x(memory_format, device, N=2, dtype=torch.float32):
+    return normal((N, CHANNELS, 3, 5), dtype=dtype, memory_format=memory_format, device=device)
+
+
+@both_formats
+@pytest.mark.parametrize("R, K, norm", [(4, 3, "affine"), (4, 3, None), (4, 0, None), (0, 3, None)])
+def test_cbam_passes_the_operator_check(R, K, norm, memory_format, device):
+    weights = layer(CHANNELS, R, K, norm=norm, device=device)
+    torch.library.opcheck(ops.cbam, (_x(memory_format, device), *weights, "wavefront"))
+
+
+@both_formats
+@pytest.mark.parametrize("R", [4, 0])
+def test_gates_pass_the_operator_check(R, memory_format, device):
+    weights = layer(CHANNELS, R, device=device)
+    x = _x(memory_format, device, dtype=torch.float16)
+    torch.library.opcheck(ops.gates, (x, *weights[:6], "staged"))
+
+
+@both_formats
+@pytest.mark.parametrize("parts", ["gz", "g", "z"])
+def test_apply_gates_passes_the_operator_check(parts, memory_format, device):
+    g = normal((2, CHANNELS), device=device) if "g" in parts else None
+    z = normal((2, 1, 3, 5), device=device) if "z" in parts else None
+    torch.library.opcheck(ops.apply_gates, (_x(memory_format, device), g, z))
+
+
+def test_the_operator_check_sees_no_batch_and_a_view(device):
+    weights = layer(CHANNELS, device=device)
+    empty = torch.empty(0, CHANNELS, 3, 5, device=device)
+    torch.library.opcheck(ops.cbam, (empty, *weights, "staged"))
+    torch.library.opcheck(ops.gates, (empty, *weights[:6], "staged"))
+    crop = normal((3, 2 * CHANNELS, 5, 7), device=device)[::2, CHANNELS:, 1:-1, 1:-1]
+    torch.library.opcheck(ops.cbam, (crop, *weights, "staged"))
+
+
+def test_operators_refuse_a_gradient(device):
+    x = _x(torch.contiguous_format, device).requires_grad_()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        ops.cbam(x, *layer(CHANNELS, device=device), "staged").sum().backward()
+
+
+def _two_steps(weights, schedule):
+    """The layer with a norm between its kernels: all three operators in one graph."""
+
+    def run(x):
+        g, z = ops.gates(x, *weights[:6], schedule)
+        return ops.apply_gates(x, g, z - z.mean()), ops.cbam(x, *weights, schedule)
+
+    return run
+
+
+def _check_graph(found, x, weights):
+    g, z = eager_gates(x, weights)
+    torch.testing.assert_close(found[0], x * g[:, :, None, None] * torch.sigmoid(z - z.mean()))
+    assert_refined(found[1], x, weights)
+    for y in found:
+        assert y.stride() == x.stride()
+
+
+@both_formats
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_one_dynamic_graph_of_operators_serves_every_batch_size(schedule, memory_format, device):
+    weights = layer(CHANNELS, device=device)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(_two_steps(weights, schedule), backend=counter, fullgraph=True, dynamic=True)
+    for N in (6, 7, 9):  # no other size is any of these: Dynamo takes equal sizes for one
+        x = _x(memory_format, device, N)
+        _check_graph(compiled(x), x, weights)
+    assert counter.frame_count == 1
+    assert counter.op_count >= 3
+
+
+@both_formats
+def test_a_static_graph_of_operators_is_compiled_once_for_each_shape(memory_format, device):
+    weights = layer(CHANNELS, device=device)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(_two_steps(weights, "staged"), backend=counter, fullgraph=True, dynamic=False)
+    for N in (2, 3, 2):
+        x = _x(memory_format, device, N)
+        _check_graph(compiled(x), x, weights)
+    assert counter.frame_count == 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")  # Inductor's own
+@both_formats
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_inductor_hands_x_to_the_kernels_in_its_own_layout(dynamic, memory_format, device, monkeypatch):
+    seen = []
+    forward = launch.forward
+
+    def recording(x, *arguments):
+        seen.append(x.stride())
+        return forward(x, *arguments)
+
+    monkeypatch.setattr(launch, "forward", recording)
+    weights = layer(CHANNELS, device=device)
+    compiled = torch.compile(lambda x: torch.relu(ops.cbam(x * 2, *weights, "staged")), fullgraph=True, dynamic=dynamic)
+    for N in (2, 3):
+        x = _x(memory_format, device, N)
+        y = compiled(x)
+        assert seen[-1] == x.stride() == y.stride()
+        assert_same(y, torch.relu(ops.cbam(x * 2, *weights, "staged")))
