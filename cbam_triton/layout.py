@@ -20,8 +20,10 @@ class PixelStrides(NamedTuple):
 
 def pixel_strides(x: Tensor) -> PixelStrides | None:
     """Strides of x as (N, C, P); None where H and W do not merge or neither C nor P has unit stride."""
-    _, C, H, W = x.shape
+    N, C, H, W = x.shape
     n, c, h, w = x.stride()
+    if N == 1:
+        n = 0  # any stride would do
     if W == 1:
         w = h
     elif H != 1 and h != W * w:

@@ -83,8 +83,7 @@ def _check_graph(found, x, weights):
         assert y.stride() == x.stride()
 
 
-@both_formats
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule, memory_format", list(zip(SCHEDULES, FORMATS, strict=True)))
 def test_one_dynamic_graph_of_operators_serves_every_batch_size(schedule, memory_format, device):
     weights = layer(CHANNELS, device=device)
     counter = CompileCounterWithBackend("aot_eager")

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .tiles import fold_max, fold_sum, known_multiple, maximum, reduce_max
+from .tiles import fold_max, fold_sum, known_multiple, maximum, reduce_max, rounded_product
 
 
 @triton.jit
@@ -32,14 +32,14 @@ def spatial_pool_tile(
         y = tl.load(x_ptrs, mask=inside_p[None, :]).to(ACC)
         x_ptrs += BLOCK_C * x_stride_c
         if gate_ptr is not None:
-            y *= tl.load(gate_ptr + c0 + c)[:, None]
+            y = rounded_product(y, tl.load(gate_ptr + c0 + c)[:, None])
         total += fold_sum(y, 0, KEEP, CHANNELS_LAST)
         largest = maximum(largest, fold_max(y, 0, KEEP, CHANNELS_LAST))
     if full < C:
         inside_c = c < known_multiple(C - full, VEC if CHANNELS_LAST else 1)
         y = tl.load(x_ptrs, mask=inside_c[:, None] & inside_p[None, :], other=0.0).to(ACC)
         if gate_ptr is not None:
-            y *= tl.load(gate_ptr + full + c, mask=inside_c, other=0.0)[:, None]
+            y = rounded_product(y, tl.load(gate_ptr + full + c, mask=inside_c, other=0.0)[:, None])
         total += fold_sum(y, 0, KEEP, CHANNELS_LAST)
         y = tl.where(inside_c[:, None], y, float("-inf"))
         largest = maximum(largest, fold_max(y, 0, KEEP, CHANNELS_LAST))

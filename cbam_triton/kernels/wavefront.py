@@ -76,6 +76,7 @@ def cbam_wavefront(
     RADIUS: tl.constexpr = K // 2
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
+    y_stride_c, y_stride_p = known_strides(y_stride_c, y_stride_p, VEC, CHANNELS_LAST, INDEX)
 
     ticket = tl.atomic_add(counters_ptr, 1, sem="relaxed", scope="gpu")
     blocks, chunks, chunk = pool_grid(C, P, POOL_C, POOL_P, POOL_SPLIT)
@@ -136,7 +137,6 @@ def cbam_wavefront(
         else:
             wait_for(gate_done_ptr, 1)
         if not LOGITS:
-            y_stride_c, y_stride_p = known_strides(y_stride_c, y_stride_p, VEC, CHANNELS_LAST, INDEX)
             c_begin = (tile // pixel_tiles) * APPLY_SPLIT
             apply_gates_tile(
                 x_ptr, y_ptr + n * known_multiple(y_stride_n, VEC), gate_ptr, s,
