@@ -96,6 +96,7 @@ _TABLES: dict[tuple[str, bool], tuple[_Shape, ...]] = {
     ),
 }
 
+_WEIGHTS = 16  # of the first layer that a thread holds at once; twice as many of the second
 _STAGE_TILE = 1 << 15  # elements that a program of any other stage reads at most
 
 
@@ -117,6 +118,7 @@ def _configs(schedule: str, C: int, P: int, R: int, itemsize: int, vec: int, cha
 
 def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channels_last: bool) -> Config:
     threads = 32 * row.num_warps
+    weights = _WEIGHTS * threads
     span = row.span // itemsize
     narrow = ACCESS_BYTES // itemsize // vec
     at_once = threads * vec * (row.accesses if narrow == 1 else 2 * row.accesses)
@@ -128,7 +130,7 @@ def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channe
         spatial_c = min(C, span, max(1, at_once // spatial_p))
     else:
         pool_p = min(span, max(16, P // 16), P)
-        pool_c = min(C, max(16, min(row.pool_tile // P, max(at_once // 2 // pool_p, 64))))
+        pool_c = min(C, max(16, min(row.pool_tile // P, max(at_once // 2 // pool_p, 32))))
         spatial_p = min(span, pixels, max(16, _STAGE_TILE // C))
         spatial_c = min(C, max(1, at_once // spatial_p))
     apply_p = spatial_p
@@ -137,9 +139,9 @@ def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channe
         POOL_P=pool_p,
         POOL_SPLIT=max(pool_p, row.pool_tile // pool_c),
         POOL_KEEP=_kept(pool_p, pool_c, threads, vec, unit_stride=not channels_last),
-        POOL_R=min(R, max(1, 2048 // pool_c)),
+        POOL_R=min(R, max(1, weights // pool_c)),
         MLP_T=16,
-        MLP_C=min(C, max(1, 2048 // R)),
+        MLP_C=min(C, max(1, 2 * weights // R)),
         MLP_SPLIT=min(C, max(1, 16384 // R)),
         SPATIAL_C=spatial_c,
         SPATIAL_P=spatial_p,
