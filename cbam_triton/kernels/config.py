@@ -96,7 +96,7 @@ _TABLES: dict[tuple[str, bool], tuple[_Shape, ...]] = {
     ),
 }
 
-_WEIGHTS = 16  # of the first layer that a thread holds at once; twice as many of the second
+_WEIGHTS = 16  # of the MLP that a thread holds at once
 _STAGE_TILE = 1 << 15  # elements that a program of any other stage reads at most
 
 
@@ -140,8 +140,8 @@ def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channe
         POOL_SPLIT=max(pool_p, row.pool_tile // pool_c),
         POOL_KEEP=_kept(pool_p, pool_c, threads, vec, unit_stride=not channels_last),
         POOL_R=min(R, max(1, weights // pool_c)),
-        MLP_T=16,
-        MLP_C=min(C, max(1, 2 * weights // R)),
+        MLP_T=max(1, min(16, weights // 2 // R)),
+        MLP_C=min(C, max(1, (2 if R <= 16 else 1) * weights // R)),  # short rows cost few registers
         MLP_SPLIT=min(C, max(1, 16384 // R)),
         SPATIAL_C=spatial_c,
         SPATIAL_P=spatial_p,
