@@ -33,7 +33,7 @@ class TimmCBAM(nn.Module):
     """timm's form: mean and amax, 1x1 convolutions, [mean, max] stacked, batch norm.
 
     x (N,C,H,W) -> (N,C,H,W).
-    Source: timm.layers.CbamModule.
+    Source: timm.layers.cbam.CbamModule.
     """
 
     def __init__(self, channels: int, reduction: int = 16, *, kernel_size: int = 7, mlp_bias: bool = True) -> None:

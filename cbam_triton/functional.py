@@ -56,7 +56,7 @@ def cbam(
 ) -> Tensor:
     """y (N, C, H, W) = x * g * s: the channel gate, then the spatial gate of what it leaves.
 
-    Traffic: 2 passes over x (wavefront) to 4 (staged); 1 more, of the writes and reads of x, with a norm not folded.
+    Traffic: 2 passes over x (wavefront), 3 with a norm that is not folded, to 4 (staged).
     Source: arXiv 1807.06521, equation 1.
     """
     check_x(x)

@@ -41,7 +41,9 @@ def pixel_strides(x: Tensor) -> PixelStrides | None:
 
 def merged(x: Tensor) -> Tensor:
     """x itself where the kernels can take it, else one dense copy in x's suggested memory format."""
-    return x if pixel_strides(x) is not None else x.contiguous(memory_format=_suggested_format(x))
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) or pixel_strides(x) is not None:
+        return x
+    return x.contiguous(memory_format=_suggested_format(x))
 
 
 def output_like(x: Tensor) -> Tensor:

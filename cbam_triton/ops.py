@@ -35,9 +35,10 @@ def cbam(
     Without fc1_weight there is no channel attention, without conv_weight no spatial one, without norm_mean no norm.
     Traffic: 2 passes over x (wavefront) to 4 (staged). Source: Woo et al. 2018, equations 1 to 3.
     """
-    layer = _dense(fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias)
-    norm = _dense(norm_weight, norm_bias, norm_mean, norm_var)
-    return launch.forward(layout.merged(x), Weights(*layer, *norm, norm_eps=norm_eps), schedule)
+    parameters = _dense(
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias, norm_weight, norm_bias, norm_mean, norm_var
+    )
+    return launch.forward(layout.merged(x), Weights(*parameters, norm_eps=norm_eps), schedule)
 
 
 @cbam.register_fake

@@ -67,7 +67,7 @@ def _active_driver() -> Any:
 def facts(device: torch.device) -> DeviceFacts:
     """SM count and L2 size of the device; CBAM_TRITON_DEVICE="sm_count=132,l2_bytes=52428800" overrides either.
 
-    The variable is read once, when kernels are first asked for; a value of another form is a ValueError then.
+    The variable is read once, at import; a value of another form is a ValueError then.
     """
     found = _cuda_facts(device) if device.type == "cuda" else _driver_facts(device)
     return found._replace(**_OVERRIDES) if _OVERRIDES else found

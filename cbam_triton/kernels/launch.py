@@ -1,6 +1,5 @@
 """Launchers: allocate, launch, return. What is launched is decided in `config` and kept in `plan`."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -125,20 +124,23 @@ def plan_of(x: Tensor, weights: Weights, schedule: str, override: Override | Non
 
 def _launch(
     call: _Call, kernel: Any, stages: tuple[str, ...], tiles: Callable[[Problem, Sizes], int],
-    *arguments: Any, **constants: Any,
+    *arguments: Any, **options: Any,
 ) -> None:  # fmt: skip
-    """Launch `tiles` programs a sample with the block sizes of `stages`, of the plan's row or of the tuned one."""
+    """Launch `tiles` programs a sample with the block sizes of `stages`, of the plan's row or of the tuned one.
+
+    Compile-time constants that the plan does not know are `options`.
+    """
     prepared = call.plan.prepared
     key = (id(kernel), tiles)
     if key not in prepared:
         prepared[key] = call.plan.launcher(kernel, stages, tiles)
-    on_grid, sizes = prepared[key]
-    if call.x.is_cuda and call.x.device.index != torch.cuda.current_device():
-        context = torch.cuda.device(call.x.device)
+    on_grid, constants = prepared[key]
+    device = call.x.device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            on_grid(*arguments, **constants, **options)
     else:
-        context = contextlib.nullcontext()
-    with context:
-        on_grid(*arguments, **constants, **sizes)
+        on_grid(*arguments, **constants, **options)
 
 
 def _pool_map(call: _Call) -> Tensor:
@@ -149,8 +151,9 @@ def _pool_map(call: _Call) -> Tensor:
 def _channel_scratch(call: _Call) -> tuple[Tensor, Tensor, Tensor]:
     """Partial pools, hidden partial sums and the gate."""
     problem, blocks = call.plan.problem, call.plan.blocks
-    partial = call.empty(problem.N, blocks, 2 * call.plan.partials)
     hidden = call.empty(problem.N, blocks, 2, problem.R)
+    # With one chunk a block nothing is partial: any pointer does.
+    partial = call.empty(problem.N, blocks, 2 * call.plan.partials) if call.plan.partials else hidden
     if len(call.plan.rows) > 1:
         hidden.zero_()  # the row that is taken may have fewer blocks
     return partial, hidden, call.empty(problem.N, problem.C)
@@ -169,7 +172,7 @@ def _wavefront(call: _Call, z: Tensor | None) -> Tensor | None:
         table.wavefront_tiles if z is None else table.wavefront_logit_tiles,
         call.x, *call.weights[:-1], partial, hidden, gate, pool, call.y, z, call.zeros(1 + N * (3 + call.plan.blocks)),
         *call.plan.strides, N, C, H, W, problem.R, call.plan.lag,
-        NORM_EPS=call.weights.norm_eps, **{**call.plan.constants, **call.plan.convolution, **call.plan.hidden},
+        NORM_EPS=call.weights.norm_eps,
     )  # fmt: skip
     return gate
 
@@ -185,18 +188,17 @@ def _staged_pools(call: _Call) -> tuple[Tensor | None, Tensor | None]:
         _launch(
             call, channel_pool_kernel, ("POOL",), table.pool_tiles,
             call.x, weights.fc1_weight, partial, hidden, call.zeros(N * blocks), *strides,
-            N, C, H * W, problem.R, blocks, **call.plan.constants,
+            N, C, H * W, problem.R, blocks,
         )  # fmt: skip
         _launch(
             call, channel_mlp_kernel, ("MLP",), table.mlp_tiles,
             hidden, weights.fc1_bias, weights.fc2_weight, weights.fc2_bias, gate, N, C, problem.R, blocks,
-            **call.plan.hidden,
         )  # fmt: skip
     if problem.K:
         pool = _pool_map(call)
         _launch(
             call, spatial_pool_kernel, ("SPATIAL",), table.spatial_tiles,
-            call.x, gate, pool, *strides, N, C, H, W, K=problem.K, **call.plan.constants,
+            call.x, gate, pool, *strides, N, C, H, W,
         )  # fmt: skip
     return gate, pool
 
@@ -205,7 +207,7 @@ def _spatial_logit(call: _Call, pool: Tensor | None, z: Tensor) -> None:
     N, _, H, W = call.x.shape
     _launch(
         call, spatial_logit_kernel, ("APPLY_P",), table.pixel_tiles,
-        pool, call.weights.conv_weight, call.weights.conv_bias, z, N, H, W, **call.plan.convolution,
+        pool, call.weights.conv_weight, call.weights.conv_bias, z, N, H, W,
     )  # fmt: skip
 
 
@@ -215,5 +217,5 @@ def _apply(call: _Call, gate: Tensor | None, pool: Tensor | None, z: Tensor | No
         call, apply_gates_kernel, ("APPLY",), table.apply_tiles,
         call.x, gate, pool, z, call.y, weights.conv_weight, weights.conv_bias, *weights[6:10],
         *call.plan.strides, *call.x.shape,
-        NORM_EPS=weights.norm_eps, BACKWARDS=backwards, **{**call.plan.constants, **call.plan.convolution},
+        NORM_EPS=weights.norm_eps, BACKWARDS=backwards,
     )  # fmt: skip

@@ -36,11 +36,9 @@ class Plan:
     lag: int
     strides: tuple[int, ...]  # of x, then of y, as N C P
     blocks: int  # of channels, the most of any row
-    partials: int  # chunks * POOL_C of a block, the most of any row
+    partials: int  # chunks * POOL_C of a block, the most of any row; 0 if all have one chunk
     acc: torch.dtype  # of scratch and gates
-    constants: dict[str, Any]  # constexprs that all kernels take
-    convolution: dict[str, Any]  # those of kernels with a convolution
-    hidden: dict[str, Any]  # those of kernels with the second layer of the MLP
+    constants: dict[str, Any]  # constexprs, each for the kernels that have it
     prepared: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def launcher(
@@ -49,12 +47,16 @@ class Plan:
         stages: tuple[str, ...],
         tiles: Callable[[Problem, Sizes], int],
     ) -> tuple[Any, dict[str, Any]]:
-        """The kernel on its grid of `tiles` programs a sample, and the block sizes that it takes by keyword."""
+        """The kernel on its grid of `tiles` programs a sample, and what it takes by keyword."""
+        constants = {name: value for name, value in self.constants.items() if name in kernel.arg_names}
+        constants["enable_fp_fusion"] = True
         row, *others = self.rows
         if others:
-            return _tuned(kernel, self.rows, stages)[lambda sizes: (self.problem.N * tiles(self.problem, sizes),)], {}
+            grid = lambda sizes: (self.problem.N * tiles(self.problem, sizes),)  # noqa: E731
+            return _tuned(kernel, self.rows, stages)[grid], constants
         sizes = row.constants(*stages)
-        return kernel[(self.problem.N * tiles(self.problem, sizes),)], {**sizes, "num_warps": row.num_warps}
+        constants |= {**sizes, "num_warps": row.num_warps}
+        return kernel[(self.problem.N * tiles(self.problem, sizes),)], constants
 
 
 @functools.lru_cache(maxsize=8192)
@@ -90,7 +92,6 @@ def plan(
         rows, lag = (override.row,), override.lag
     grids = [table.pool_grid(problem, row) for row in rows]
     span = max(sample_span(C, H * W, x_strides), sample_span(C, H * W, y_strides))
-    acc = tl.float64 if dtype == torch.float64 else tl.float32
     return Plan(
         problem,
         schedule,
@@ -98,17 +99,17 @@ def plan(
         lag,
         (*x_strides[:3], *y_strides[:3]),
         max(blocks for blocks, _ in grids),
-        max(chunks * row.POOL_C for (_, chunks), row in zip(grids, rows, strict=True)),
+        max(chunks * row.POOL_C if chunks > 1 else 0 for (_, chunks), row in zip(grids, rows, strict=True)),
         torch.float64 if dtype == torch.float64 else torch.float32,
         {
             "VEC": vec,
             "CHANNELS_LAST": x_strides.channels_last,
             "INDEX": tl.int64 if span >= 1 << 30 else tl.int32,
-            "ACC": acc,
-            "enable_fp_fusion": True,
+            "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
+            "K": K,
+            "BLOCK_K": triton.next_power_of_2(max(1, K)),
+            "BLOCK_R": triton.next_power_of_2(max(1, R)),
         },
-        {"K": K, "BLOCK_K": triton.next_power_of_2(max(1, K)), "ACC": acc, "enable_fp_fusion": True},
-        {"BLOCK_R": triton.next_power_of_2(max(1, R)), "ACC": acc, "enable_fp_fusion": True},
     )
 
 
