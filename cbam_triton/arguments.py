@@ -58,6 +58,22 @@ def check_conv(x: Tensor, conv_weight: Tensor, conv_bias: Tensor | None) -> None
         _check_parameter("conv_bias", conv_bias, (1,), x)
 
 
+def check_epilogue(x: Tensor, residual: Tensor | None, activation: str | None) -> None:
+    """The residual is like x; the activation is one that the kernels know."""
+    if activation not in (None, "relu"):
+        raise ValueError(f"activation must be 'relu' or None, got {activation!r}: apply any other to the result")
+    if residual is None:
+        return
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"residual must have x's shape {_shape(x)}, got {_shape(residual)}: project or expand it to that shape"
+        )
+    if residual.dtype is not x.dtype:
+        raise TypeError(f"residual must have x's dtype {x.dtype}, got {residual.dtype}: convert it with .to(x.dtype)")
+    if residual.device != x.device:
+        raise ValueError(f"residual must be on x's device {x.device}, got {residual.device}: move one with .to(device)")
+
+
 def _check_parameter(name: str, parameter: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
     if parameter.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {_shape(parameter)}: reshape it, or build it to match")

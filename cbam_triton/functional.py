@@ -15,7 +15,7 @@ Raises: ValueError for shapes and devices, TypeError for dtypes, RuntimeError fo
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,12 @@ from torch.jit._trace import is_tracing
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import reference
-from .arguments import check_conv, check_mlp, check_x
+from .arguments import check_conv, check_epilogue, check_mlp, check_x
 from .kernels import device as kernel_device
 from .reference import Norm
 from .settings import current_backend, current_schedule
+
+Activation = Literal["relu"] | None
 
 _KERNEL_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 _MAX_KERNEL_SIZE = 15
@@ -53,19 +55,23 @@ def cbam(
     conv_bias: Tensor | None = None,
     *,
     norm: Norm | None = None,
+    residual: Tensor | None = None,
+    activation: Activation = None,
 ) -> Tensor:
-    """y (N, C, H, W) = x * g * s: the channel gate, then the spatial gate of what it leaves.
+    """y (N, C, H, W) = act(x * g * s + residual): the channel gate, then the spatial gate of what it leaves.
 
-    Traffic: 2 passes over x (wavefront), 3 with a norm that is not folded, to 4 (staged).
+    `residual` (N, C, H, W) has x's dtype; `activation` is "relu" or None: together the end of a residual block.
+    Traffic: 2 passes over x (wavefront), 3 with a norm that is not folded, to 4 (staged); 1 more for a residual.
     Source: arXiv 1807.06521, equation 1.
     """
     check_x(x)
+    check_epilogue(x, residual, activation)
     check_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     check_conv(x, conv_weight, conv_bias)
     mlp = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    if _kernels_run(x, (*mlp, conv_weight, conv_bias), conv_weight.shape[-1]):
+    if residual is None and activation is None and _kernels_run(x, (*mlp, conv_weight, conv_bias), conv_weight.shape[-1]):
         return _run_kernels(x, mlp, conv_weight, conv_bias, norm)
-    return reference.cbam(x, *mlp, conv_weight, conv_bias, norm)
+    return reference.cbam(x, *mlp, conv_weight, conv_bias, norm, residual, activation == "relu")
 
 
 def channel_attention(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .functional import AttentionMaps
+from .functional import Activation, AttentionMaps
 
 SpatialNorm = Literal["batch"] | None
 
@@ -97,10 +97,11 @@ class CBAM(nn.Module):
     """The convolutional block attention module: channel attention, then spatial attention, on x (N, C, H, W).
 
     `reduction`, `hidden_channels` and `mlp_bias` are those of `ChannelAttention`, the child `channel`; `kernel_size`,
-    `conv_bias` and `spatial_norm` those of `SpatialAttention`, the child `spatial`.
+    `conv_bias` and `spatial_norm` those of `SpatialAttention`, the child `spatial`. With `activation="relu"` the layer
+    ends a residual block: `layer(x, residual=identity)` is relu(cbam(x) + identity), in the pass that writes the output.
     The output has x's shape, dtype and memory format.
 
-    Raises: ValueError for sizes and norms that the children refuse.
+    Raises: ValueError for sizes and norms that the children refuse, and for another activation.
     Source: arXiv 1807.06521, equation 1.
     """
 
@@ -114,10 +115,14 @@ class CBAM(nn.Module):
         mlp_bias: bool = True,
         conv_bias: bool = False,
         spatial_norm: SpatialNorm = "batch",
+        activation: Activation = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if activation not in (None, "relu"):
+            raise ValueError(f"activation must be 'relu' or None, got {activation!r}: apply any other to the result")
+        self.activation: Activation = activation
         self.channel = ChannelAttention(
             channels, reduction, hidden_channels=hidden_channels, mlp_bias=mlp_bias, device=device, dtype=dtype
         )
@@ -125,9 +130,9 @@ class CBAM(nn.Module):
             kernel_size, conv_bias=conv_bias, spatial_norm=spatial_norm, device=device, dtype=dtype
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         parameters, norm = self._parts()
-        return functional.cbam(x, *parameters, norm=norm)
+        return functional.cbam(x, *parameters, norm=norm, residual=residual, activation=self.activation)
 
     def attention_maps(self, x: Tensor) -> AttentionMaps:
         """Both gates that `forward` applies to x: `.channel` (N, C) and `.spatial` (N, 1, H, W), in x's dtype."""
@@ -136,7 +141,8 @@ class CBAM(nn.Module):
 
     def extra_repr(self) -> str:
         fc1, conv = self.channel.fc1, self.spatial.conv
-        return f"{fc1.in_features}, hidden_channels={fc1.out_features}, kernel_size={conv.kernel_size[0]}"
+        sizes = f"{fc1.in_features}, hidden_channels={fc1.out_features}, kernel_size={conv.kernel_size[0]}"
+        return sizes if self.activation is None else f"{sizes}, activation={self.activation!r}"
 
     def _parts(self) -> tuple[tuple[Any, ...], nn.Module | None]:
         children: dict[str, Any] = self._modules

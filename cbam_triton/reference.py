@@ -77,13 +77,19 @@ def cbam(
     conv_weight: Tensor,
     conv_bias: Tensor | None,
     norm: Norm | None,
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """y = x * g * s, where s is the spatial gate of x * g."""
+    """y = act(x * g * s + residual), where s is the spatial gate of x * g and act is ReLU or nothing."""
     refined = apply_channel_gate(x, channel_gate(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias))
     s = spatial_gate(refined, conv_weight, conv_bias, norm)
     if _gradient_needed(refined) or _gradient_needed(s):
-        return apply_spatial_gate(refined, s)
-    return refined.mul_(s.to(x.dtype))  # a third of the time of a large map goes into fresh memory
+        y = apply_spatial_gate(refined, s)
+    else:
+        y = refined.mul_(s.to(x.dtype))  # a third of the time of a large map goes into fresh memory
+    if residual is not None:
+        y = y + residual
+    return F.relu(y) if relu else y
 
 
 def _linear(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

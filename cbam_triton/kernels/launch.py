@@ -48,8 +48,8 @@ class _Call(NamedTuple):
     weights: Weights
     plan: Plan
 
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.plan.acc, device=self.x.device)
+    def empty(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=self.plan.acc, device=self.x.device)
 
     def zeros(self, size: int) -> Tensor:
         return torch.zeros(size, dtype=torch.int32, device=self.x.device)
@@ -90,8 +90,8 @@ def gates(x: Tensor, weights: Weights, schedule: str, override: Override | None 
             gate, pool = _staged_pools(call)
             _spatial_logit(call, pool, z)
     if gate is None:
-        gate = torch.empty((N, 0 if weights.fc1_weight is None else C), dtype=acc, device=x.device)
-    return gate, z
+        gate = torch.empty(0 if weights.fc1_weight is None else N * C, dtype=acc, device=x.device)
+    return gate.view(N, 0 if weights.fc1_weight is None else C), z
 
 
 def apply_gates(x: Tensor, g: Tensor | None, z: Tensor | None, override: Override | None = None) -> Tensor:
@@ -145,18 +145,18 @@ def _launch(
 
 def _pool_map(call: _Call) -> Tensor:
     N, _, H, W = call.x.shape
-    return call.empty(N, H + 2 * (call.plan.problem.K // 2), W, 2)
+    return call.empty(N * (H + 2 * (call.plan.problem.K // 2)) * W * 2)
 
 
 def _channel_scratch(call: _Call) -> tuple[Tensor, Tensor, Tensor]:
     """Partial pools, hidden partial sums and the gate."""
     problem, blocks = call.plan.problem, call.plan.blocks
-    hidden = call.empty(problem.N, blocks, 2, problem.R)
+    hidden = call.empty(problem.N * blocks * 2 * problem.R)
     # With one chunk a block nothing is partial: any pointer does.
-    partial = call.empty(problem.N, blocks, 2 * call.plan.partials) if call.plan.partials else hidden
+    partial = call.empty(problem.N * blocks * 2 * call.plan.partials) if call.plan.partials else hidden
     if len(call.plan.rows) > 1:
         hidden.zero_()  # the row that is taken may have fewer blocks
-    return partial, hidden, call.empty(problem.N, problem.C)
+    return partial, hidden, call.empty(problem.N * problem.C)
 
 
 def _wavefront(call: _Call, z: Tensor | None) -> Tensor | None:
