@@ -39,6 +39,15 @@ def pixel_strides(x: Tensor) -> PixelStrides | None:
     return None
 
 
+def even_strides(x: Tensor) -> tuple[int, int, int] | None:
+    """Strides of x as (N, C, P) if its pixels are evenly spaced, whatever the unit stride, also 0; else None."""
+    H, W = x.shape[2:]
+    n, c, h, w = x.stride()
+    if W == 1:
+        return n, c, h
+    return (n, c, w) if H == 1 or h == W * w else None
+
+
 def merged(x: Tensor) -> Tensor:
     """x itself where the kernels can take it, else one dense copy in x's suggested memory format."""
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) or pixel_strides(x) is not None:

@@ -1,34 +1,45 @@
-"""Apply: y = x * g * s, the only pass that writes."""
+"""Apply: y = act(x * g * s + residual), the only pass that writes; and back from dy to the logits."""
 
 import triton
 import triton.language as tl
 
-from .tiles import known_multiple
+from .spatial_gate import normed
+from .tiles import fold_sum, known_multiple, store_zero_rows
 
 
 @triton.jit
 def apply_gates_tile(
     x_ptr, y_ptr,  # one sample: C P
+    residual_ptr,  # one sample: C P, with y's strides, or None
     gate_ptr,  # one sample: C, or None for a gate of ones
     s,  # [BLOCK_P], or None for a gate of ones
     p, c_begin, c_end, P,
     x_stride_c, x_stride_p, y_stride_c, y_stride_p,
+    RELU: tl.constexpr,
     BLOCK_C: tl.constexpr, VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """y[c,p] = x[c,p] * g[c] * s[p] for c in [c_begin, c_end) and a vector of pixels p.
+    """y[c,p] = act(x[c,p] * g[c] * s[p] + residual[c,p]) for c in [c_begin, c_end) and a vector of pixels p.
 
     The last read of x and the writes of y leave L2 first: what it should keep is the x of samples to come.
     """
     c = c_begin + tl.arange(0, BLOCK_C)
     inside_p = (p < P)[None, :]
     x_ptrs = x_ptr + (c.to(INDEX)[:, None] * x_stride_c + p.to(INDEX)[None, :] * x_stride_p)
-    y_ptrs = y_ptr + (c.to(INDEX)[:, None] * y_stride_c + p.to(INDEX)[None, :] * y_stride_p)
+    y_offsets = c.to(INDEX)[:, None] * y_stride_c + p.to(INDEX)[None, :] * y_stride_p
+    y_ptrs = y_ptr + y_offsets
+    if residual_ptr is not None:
+        residual_ptrs = residual_ptr + y_offsets
     for c0 in range(c_begin, c_end - BLOCK_C + 1, BLOCK_C):
         y = tl.load(x_ptrs, mask=inside_p, eviction_policy="evict_first").to(ACC)
         if gate_ptr is not None:
             y *= tl.load(gate_ptr + (c0 - c_begin) + c)[:, None]
         if s is not None:
             y *= s[None, :]
+        if residual_ptr is not None:
+            y += tl.load(residual_ptrs, mask=inside_p, eviction_policy="evict_first").to(ACC)
+            residual_ptrs += BLOCK_C * y_stride_c
+        if RELU:
+            y = tl.where(y < 0, 0.0, y)
         tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=inside_p, eviction_policy="evict_first")
         x_ptrs += BLOCK_C * x_stride_c
         y_ptrs += BLOCK_C * y_stride_c
@@ -41,4 +52,76 @@ def apply_gates_tile(
             y *= tl.load(gate_ptr + (c_end - c_begin - rest) + c, mask=inside_c)[:, None]
         if s is not None:
             y *= s[None, :]
+        if residual_ptr is not None:
+            y += tl.load(residual_ptrs, mask=inside, eviction_policy="evict_first").to(ACC)
+        if RELU:
+            y = tl.where(y < 0, 0.0, y)
         tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=inside, eviction_policy="evict_first")
+
+
+@triton.jit
+def logit_gradient_tile(
+    x_ptr, dy_ptr,  # one sample: C P
+    y_ptr, dr_ptr,  # one sample: C P with the same strides; None without ReLU
+    gate_ptr,  # one sample: C, or None for a gate of ones
+    z_ptr,  # one sample: P
+    dz_ptr,  # one sample: H + 2 RADIUS, W
+    norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
+    tile, C, P, W,
+    x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, y_stride_c, y_stride_p,
+    RADIUS: tl.constexpr, NORM_EPS: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, KEEP: tl.constexpr, VEC: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """dz[p] = s (1 - s) sum_c dr x g, the gradient of the normed logit; the rows of zeros above and below it too.
+
+    dr is dy where y > 0 and is stored, or is dy itself. One program owns BLOCK_P pixels and all channels of one sample.
+    """
+    RELU: tl.constexpr = y_ptr is not None
+    c = tl.arange(0, BLOCK_C)
+    p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside_p = p < P
+    wide_c = c.to(INDEX)[:, None]
+    wide_p = p.to(INDEX)[None, :]
+    x_ptrs = x_ptr + (wide_c * x_stride_c + wide_p * x_stride_p)
+    dy_ptrs = dy_ptr + (wide_c * dy_stride_c + wide_p * dy_stride_p)
+    if RELU:
+        y_offsets = wide_c * y_stride_c + wide_p * y_stride_p
+        y_ptrs = y_ptr + y_offsets
+        dr_ptrs = dr_ptr + y_offsets
+    total = tl.zeros([KEEP, BLOCK_P], ACC)
+    full = C - C % BLOCK_C
+    for c0 in range(0, full, BLOCK_C):
+        x = tl.load(x_ptrs, mask=inside_p[None, :]).to(ACC)
+        x_ptrs += BLOCK_C * x_stride_c
+        dr = tl.load(dy_ptrs, mask=inside_p[None, :])
+        dy_ptrs += BLOCK_C * dy_stride_c
+        if RELU:
+            # Not y > 0: where y is NaN the gradient passes, as in PyTorch.
+            dr = tl.where(tl.load(y_ptrs, mask=inside_p[None, :], eviction_policy="evict_first").to(ACC) <= 0, 0.0, dr)
+            dr = dr.to(dr_ptr.dtype.element_ty)
+            tl.store(dr_ptrs, dr, mask=inside_p[None, :])
+            y_ptrs += BLOCK_C * y_stride_c
+            dr_ptrs += BLOCK_C * y_stride_c
+        x *= dr.to(ACC)
+        if gate_ptr is not None:
+            x *= tl.load(gate_ptr + c0 + c)[:, None]
+        total += fold_sum(x, 0, KEEP, CHANNELS_LAST)
+    if full < C:
+        inside_c = c < known_multiple(C - full, VEC if CHANNELS_LAST else 1)
+        inside = inside_c[:, None] & inside_p[None, :]
+        x = tl.load(x_ptrs, mask=inside, other=0.0).to(ACC)
+        dr = tl.load(dy_ptrs, mask=inside, other=0.0)
+        if RELU:
+            dr = tl.where(tl.load(y_ptrs, mask=inside, eviction_policy="evict_first").to(ACC) <= 0, 0.0, dr)
+            dr = dr.to(dr_ptr.dtype.element_ty)
+            tl.store(dr_ptrs, dr, mask=inside)
+        x *= dr.to(ACC)
+        if gate_ptr is not None:
+            x *= tl.load(gate_ptr + full + c, mask=inside_c, other=0.0)[:, None]
+        total += fold_sum(tl.where(inside, x, 0.0), 0, KEEP, CHANNELS_LAST)
+    z = tl.load(z_ptr + p, mask=inside_p, other=0.0)
+    s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
+    tl.store(dz_ptr + RADIUS * W + p, tl.sum(total, 0) * s * (1 - s), mask=inside_p)
+    if tile == 0:
+        store_zero_rows(dz_ptr, P, RADIUS * W, BLOCK_P)

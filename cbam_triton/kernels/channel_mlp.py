@@ -1,9 +1,10 @@
-"""Channel MLP: the rest of the shared MLP, from partial hidden vectors to the channel gate."""
+"""Channel MLP: the rest of the shared MLP, from partial hidden vectors to the channel gate; and back."""
 
 import triton
 import triton.language as tl
 
-from .tiles import rounded_product
+from .signals import publish
+from .tiles import fold_sum, known_multiple, rounded_product
 
 
 @triton.jit
@@ -13,12 +14,14 @@ def channel_mlp_tile(
     fc2_weight_ptr,  # C R
     fc2_bias_ptr,  # C or None
     gate_ptr,  # one sample: C
+    total_ptr,  # one sample: 2 R, or None
     c_begin, c_end, C, R, BLOCKS,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """g[c] = sigmoid(W1 (relu(za) + relu(zm)) + 2 b1) for c in [c_begin, c_end).
 
-    One program owns these channels of one sample. The partial sums are added in a fixed order.
+    One program owns these channels of one sample. The partial sums are added in a fixed order; for a backward to come
+    za and zm are kept in `total`.
     """
     r = tl.arange(0, BLOCK_R)
     inside_r = r < R
@@ -33,6 +36,10 @@ def channel_mlp_tile(
         inside = (t < BLOCKS)[:, None] & inside_r[None, :]
         za += tl.sum(tl.load(hidden_ptrs, mask=inside, other=0.0), 0)
         zm += tl.sum(tl.load(hidden_ptrs + R, mask=inside, other=0.0), 0)
+    if total_ptr is not None:
+        if c_begin == 0:
+            tl.store(total_ptr + r, za, mask=inside_r)
+            tl.store(total_ptr + R + r, zm, mask=inside_r)
     # Not tl.maximum(za, 0.): a NaN must stay.
     h = tl.where(za < 0, 0.0, za) + tl.where(zm < 0, 0.0, zm)
     for c0 in range(c_begin, c_end, BLOCK_C):
@@ -44,3 +51,127 @@ def channel_mlp_tile(
         if fc2_bias_ptr is not None:
             q += 2 * tl.load(fc2_bias_ptr + c, mask=inside_c, other=0.0).to(ACC)
         tl.store(gate_ptr + c, tl.sigmoid(q), mask=inside_c)
+
+
+@triton.jit
+def _gate_slope(x, d, slopes_ptr, argmax_ptr, c, p, inside_p, P, ACC: tl.constexpr):
+    """x (d s + E): its sum over the pixels is the gradient of the channel gate."""
+    d = d.to(ACC)
+    if slopes_ptr is not None:
+        s = tl.load(slopes_ptr + p, mask=inside_p)
+        low = tl.load(slopes_ptr + P + p, mask=inside_p)
+        high = tl.load(slopes_ptr + 2 * P + p, mask=inside_p)
+        at = tl.load(argmax_ptr + p, mask=inside_p).to(tl.int32)
+        d = d * s[None, :] + tl.where(c[:, None] == at[None, :], high[None, :], low[None, :])
+    return x.to(ACC) * d
+
+
+@triton.jit
+def channel_gradient_tile(
+    x_ptr, d_ptr,  # one sample: C P; d is the gradient of x * g * s
+    slopes_ptr, argmax_ptr,  # one sample: 3 P, P; None without spatial attention
+    gate_ptr,  # one sample: C
+    fc2_weight_ptr,  # C R
+    partial_ptr,  # one sample: BLOCKS CHUNKS BLOCK_C, scratch
+    partial_done_ptr,  # one sample: BLOCKS, counters
+    dq_ptr,  # one sample: C
+    dh_ptr,  # one sample: BLOCKS R
+    tile, chunks, chunk, C, P, R,
+    x_stride_c, x_stride_p, d_stride_c, d_stride_p,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr, KEEP: tl.constexpr, VEC: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """dq[c] = g (1 - g) sum_p x (d s + E), and this block's share of dh = dq W1.
+
+    One program owns BLOCK_C channels of one chunk of pixels, as in the channel pool; the last of a block's chunks to
+    finish goes on. Returns whether this was the last.
+    """
+    block = tile // chunks
+    p_begin = tile % chunks * chunk
+    p_end = tl.minimum(p_begin + chunk, P)
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    p = p_begin + tl.arange(0, BLOCK_P)
+    inside_c = c < C
+    wide_c = c.to(INDEX)[:, None]
+    wide_p = p.to(INDEX)[None, :]
+    x_ptrs = x_ptr + (wide_c * x_stride_c + wide_p * x_stride_p)
+    d_ptrs = d_ptr + (wide_c * d_stride_c + wide_p * d_stride_p)
+    totals = tl.zeros([BLOCK_C, KEEP], ACC)
+    for p0 in range(0, p_end - p_begin - BLOCK_P + 1, BLOCK_P):
+        x = tl.load(x_ptrs, mask=inside_c[:, None], eviction_policy="evict_first")
+        x_ptrs += BLOCK_P * x_stride_p
+        d = tl.load(d_ptrs, mask=inside_c[:, None])
+        d_ptrs += BLOCK_P * d_stride_p
+        product = _gate_slope(x, d, slopes_ptr, argmax_ptr, c, p0 + p, None, P, ACC)
+        totals += fold_sum(product, 1, KEEP, not CHANNELS_LAST)
+    rest = known_multiple((p_end - p_begin) % BLOCK_P, 1 if CHANNELS_LAST else VEC)
+    if rest > 0:
+        inside_p = tl.arange(0, BLOCK_P) < rest
+        inside = inside_c[:, None] & inside_p[None, :]
+        x = tl.load(x_ptrs, mask=inside, other=0.0, eviction_policy="evict_first")
+        d = tl.load(d_ptrs, mask=inside, other=0.0)
+        p += p_end - p_begin - rest
+        product = _gate_slope(x, d, slopes_ptr, argmax_ptr, c, p, inside_p, P, ACC)
+        product = tl.where(inside, product, 0.0)
+        totals += fold_sum(product, 1, KEEP, not CHANNELS_LAST)
+    total = tl.sum(totals, 1)
+
+    finished = True
+    if chunks > 1:
+        lane = tl.arange(0, BLOCK_C)
+        partial_ptr += block * chunks * BLOCK_C
+        tl.store(partial_ptr + tile % chunks * BLOCK_C + lane, total)
+        finished = publish(partial_done_ptr + block) == chunks - 1
+        if finished:
+            total = tl.zeros([BLOCK_C], ACC)
+            for i in range(chunks):
+                total += tl.load(partial_ptr + i * BLOCK_C + lane)
+    if finished:
+        g = tl.load(gate_ptr + c, mask=inside_c, other=0.0)
+        dq = tl.where(inside_c, rounded_product(total * g, 1 - g), 0.0)
+        tl.store(dq_ptr + c, dq, mask=inside_c)
+        dh_ptr += block * R
+        for r0 in range(0, R, BLOCK_R):
+            r = r0 + tl.arange(0, BLOCK_R)
+            inside_w = inside_c[:, None] & (r < R)[None, :]
+            weight = tl.load(fc2_weight_ptr + (c[:, None] * R + r[None, :]), mask=inside_w, other=0.0).to(ACC)
+            tl.store(dh_ptr + r, tl.sum(rounded_product(weight, dq[:, None]), 0), mask=r < R)
+    return finished
+
+
+@triton.jit
+def mlp_gradient_tile(
+    dh_ptr,  # one sample: BLOCKS R
+    total_ptr,  # one sample: 2 R; za and zm
+    fc1_weight_ptr,  # R C
+    hidden_ptr,  # one sample: 3 R
+    descent_ptr,  # one sample: 2 C
+    c_begin, c_end, C, P, R, BLOCKS,
+    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """descent = (da / P, dm), the gradients that avg and max hand to their pixels; hidden = (dza, dzm, h).
+
+    One program owns the channels in [c_begin, c_end) of one sample. The shares are added in a fixed order.
+    """
+    r = tl.arange(0, BLOCK_R)
+    inside_r = r < R
+    dh = tl.zeros([BLOCK_R], ACC)
+    for t0 in range(0, BLOCKS, BLOCK_T):
+        t = t0 + tl.arange(0, BLOCK_T)
+        inside = (t < BLOCKS)[:, None] & inside_r[None, :]
+        dh += tl.sum(tl.load(dh_ptr + (t[:, None] * R + r[None, :]), mask=inside, other=0.0), 0)
+    za = tl.load(total_ptr + r, mask=inside_r, other=0.0)
+    zm = tl.load(total_ptr + R + r, mask=inside_r, other=0.0)
+    dza = tl.where(za <= 0, 0.0, dh)
+    dzm = tl.where(zm <= 0, 0.0, dh)
+    if c_begin == 0:
+        tl.store(hidden_ptr + r, dza, mask=inside_r)
+        tl.store(hidden_ptr + R + r, dzm, mask=inside_r)
+        tl.store(hidden_ptr + 2 * R + r, tl.where(za < 0, 0.0, za) + tl.where(zm < 0, 0.0, zm), mask=inside_r)
+    for c0 in range(c_begin, c_end, BLOCK_C):
+        c = c0 + tl.arange(0, BLOCK_C)
+        inside_c = c < c_end
+        inside = inside_r[:, None] & inside_c[None, :]
+        weight = tl.load(fc1_weight_ptr + (r[:, None] * C + c[None, :]), mask=inside, other=0.0).to(ACC)
+        tl.store(descent_ptr + c, tl.sum(rounded_product(weight, dza[:, None]), 0) / P, mask=inside_c)
+        tl.store(descent_ptr + C + c, tl.sum(rounded_product(weight, dzm[:, None]), 0), mask=inside_c)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .signals import publish
-from .tiles import fold_max, fold_sum, known_multiple, maximum, reduce_max, rounded_product
+from .tiles import first_group, fold_max, fold_order, fold_sum, known_multiple, maximum, reduce_max, rounded_product
 
 
 @triton.jit
@@ -18,9 +18,10 @@ def pool_grid(C, P, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, SPLIT_P: tl.co
 def channel_pool_tile(
     x_ptr,  # one sample: C P
     fc1_weight_ptr,  # R C
-    partial_ptr,  # one sample: BLOCKS CHUNKS 2 BLOCK_C, scratch
+    partial_ptr,  # one sample: BLOCKS CHUNKS 3 BLOCK_C, scratch
     partial_done_ptr,  # one sample: BLOCKS, counters
     hidden_ptr,  # one sample: BLOCKS 2 R
+    pools_ptr, argmax_ptr,  # one sample: 2 C, C; both or neither
     tile, chunks, chunk, C, P, R,
     x_stride_c, x_stride_p,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr, KEEP: tl.constexpr, VEC: tl.constexpr,
@@ -28,50 +29,75 @@ def channel_pool_tile(
 ):  # fmt: skip
     """avg[c], max[c] over all pixels, and hidden = (W0 avg, W0 max) summed over this block of channels.
 
+    For a backward to come, avg and max are kept in `pools` and the first pixel that has the maximum in `argmax`: the
+    loop notes for each running maximum only which block of pixels it is from, the rest is looked up at the end.
     One program owns BLOCK_C channels of one chunk of pixels; the last of a block's chunks to finish goes on to the
     hidden layer. Returns whether this was the last.
     """
+    TRACK: tl.constexpr = argmax_ptr is not None
+    GROUP: tl.constexpr = BLOCK_P // KEEP
+    SAME_BITS: tl.constexpr = tl.int64 if ACC == tl.float64 else tl.int32
     block = tile // chunks
     p_begin = tile % chunks * chunk
     p_end = tl.minimum(p_begin + chunk, P)
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = tl.arange(0, BLOCK_P)
+    p = fold_order(BLOCK_P, KEEP, not CHANNELS_LAST) if TRACK else tl.arange(0, BLOCK_P)
     inside_c = c < C
     x_ptrs = x_ptr + (c.to(INDEX)[:, None] * x_stride_c + (p_begin + p).to(INDEX)[None, :] * x_stride_p)
     totals = tl.zeros([BLOCK_C, KEEP], ACC)
     largests = tl.full([BLOCK_C, KEEP], float("-inf"), ACC)
-    for _ in range(p_begin + BLOCK_P, p_end + 1, BLOCK_P):
+    starts = tl.zeros([BLOCK_C, KEEP], tl.int32) + p_begin if TRACK else None
+    for p0 in range(p_begin, p_end - BLOCK_P + 1, BLOCK_P):
         x = tl.load(x_ptrs, mask=inside_c[:, None]).to(ACC)
         x_ptrs += BLOCK_P * x_stride_p
         totals += fold_sum(x, 1, KEEP, not CHANNELS_LAST)
-        largests = maximum(largests, fold_max(x, 1, KEEP, not CHANNELS_LAST))
+        x = fold_max(x, 1, KEEP, not CHANNELS_LAST)
+        if TRACK:
+            starts = tl.where(x > largests, p0, starts)
+        largests = maximum(largests, x)
     rest = known_multiple((p_end - p_begin) % BLOCK_P, 1 if CHANNELS_LAST else VEC)
     if rest > 0:
         inside_p = (p < rest)[None, :]
         x = tl.load(x_ptrs, mask=inside_c[:, None] & inside_p, other=0.0).to(ACC)
         totals += fold_sum(x, 1, KEEP, not CHANNELS_LAST)
-        x = tl.where(inside_p, x, float("-inf"))
-        largests = maximum(largests, fold_max(x, 1, KEEP, not CHANNELS_LAST))
+        x = fold_max(tl.where(inside_p, x, float("-inf")), 1, KEEP, not CHANNELS_LAST)
+        if TRACK:
+            starts = tl.where(x > largests, p_end - rest, starts)
+        largests = maximum(largests, x)
     total = tl.sum(totals, 1)
     largest = reduce_max(largests, 1)
+    start = first_group(largests, largest, starts, 1, KEEP, GROUP, P) if TRACK else None
 
     finished = True
     if chunks > 1:
         lane = tl.arange(0, BLOCK_C)
-        partial_ptr += block * chunks * (2 * BLOCK_C)
-        mine_ptr = partial_ptr + tile % chunks * (2 * BLOCK_C)
+        partial_ptr += block * chunks * (3 * BLOCK_C)
+        mine_ptr = partial_ptr + tile % chunks * (3 * BLOCK_C)
         tl.store(mine_ptr + lane, total)
         tl.store(mine_ptr + BLOCK_C + lane, largest)
+        if TRACK:
+            tl.store(mine_ptr + 2 * BLOCK_C + lane, start.to(SAME_BITS).to(ACC, bitcast=True))
         finished = publish(partial_done_ptr + block) == chunks - 1
         if finished:
             total = tl.zeros([BLOCK_C], ACC)
             largest = tl.full([BLOCK_C], float("-inf"), ACC)
+            start = tl.zeros([BLOCK_C], tl.int32) if TRACK else None
             for i in range(chunks):
-                total += tl.load(partial_ptr + i * (2 * BLOCK_C) + lane)
-                largest = maximum(largest, tl.load(partial_ptr + i * (2 * BLOCK_C) + BLOCK_C + lane))
+                chunk_ptr = partial_ptr + i * (3 * BLOCK_C)
+                total += tl.load(chunk_ptr + lane)
+                other = tl.load(chunk_ptr + BLOCK_C + lane)
+                if TRACK:
+                    found = tl.load(chunk_ptr + 2 * BLOCK_C + lane).to(SAME_BITS, bitcast=True).to(tl.int32)
+                    start = tl.where(other > largest, found, start)
+                largest = maximum(largest, other)
     if finished:
         avg = tl.where(inside_c, total / P, 0.0)
         max = tl.where(inside_c, largest, 0.0)
+        if TRACK:
+            tl.store(pools_ptr + c, avg, mask=inside_c)
+            tl.store(pools_ptr + C + c, max, mask=inside_c)
+            first = _first_pixel(x_ptr, largest, start, c, inside_c, P, x_stride_c, x_stride_p, GROUP, INDEX, ACC)
+            tl.store(argmax_ptr + c, first.to(argmax_ptr.dtype.element_ty), mask=inside_c)
         hidden_ptr += block * (2 * R)
         for r0 in range(0, R, BLOCK_R):
             r = r0 + tl.arange(0, BLOCK_R)
@@ -80,3 +106,16 @@ def channel_pool_tile(
             tl.store(hidden_ptr + r, tl.sum(rounded_product(weight, avg[None, :]), 1), mask=r < R)
             tl.store(hidden_ptr + R + r, tl.sum(rounded_product(weight, max[None, :]), 1), mask=r < R)
     return finished
+
+
+@triton.jit
+def _first_pixel(
+    x_ptr, largest, start, c, inside_c, P, x_stride_c, x_stride_p,
+    GROUP: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The first of GROUP pixels from `start` at which x is `largest`; any pixel where that is NaN."""
+    p = tl.where(start < P, start, 0)[:, None] + tl.arange(0, GROUP)[None, :]
+    inside = inside_c[:, None] & (p < P)
+    x_ptrs = x_ptr + (c.to(INDEX)[:, None] * x_stride_c + p.to(INDEX) * x_stride_p)
+    x = tl.load(x_ptrs, mask=inside, other=float("-inf")).to(ACC)
+    return tl.min(tl.where((x == largest[:, None]) & inside, p, P - 1), 1)

@@ -28,10 +28,15 @@ class Problem(NamedTuple):
     itemsize: int
     vec: int  # elements of the widest access
     channels_last: bool
+    backward: bool = False
 
 
 class Config(NamedTuple):
-    """Compile-time sizes of every stage; the names are the kernels' argument names."""
+    """Compile-time sizes of every stage; the names are the kernels' argument names.
+
+    A stage of the backward has the sizes of the forward's that walks the same tiles: POOL the channel gradient, SPATIAL
+    the logit gradient, APPLY the input gradient.
+    """
 
     POOL_C: int
     POOL_P: int
@@ -47,6 +52,7 @@ class Config(NamedTuple):
     APPLY_C: int
     APPLY_P: int
     APPLY_SPLIT: int
+    MAP_P: int
     num_warps: int
     programs_per_sm: int  # as many as registers allow, on sm_80
 
@@ -69,35 +75,55 @@ class _Shape(NamedTuple):
 # spent once a thread, on addresses above all, is halved. In NCHW rows of pixels rarely begin on a line, so neighbouring
 # tiles share one: a span of two lines halves the sharing. The staged schedule keeps more of x in L2 from one stage to
 # the next the less of x its programs read at once, so its tiles are smaller.
-_TABLES: dict[tuple[str, bool], tuple[_Shape, ...]] = {
-    ("wavefront", True): (
+# Keys: schedule, channels_last, backward. A backward's programs have accesses to two tensors in flight.
+_TABLES: dict[tuple[str, bool, bool], tuple[_Shape, ...]] = {
+    ("wavefront", True, False): (
         _Shape(2, 4, 128, 1 << 14, 10),
         _Shape(4, 4, 128, 1 << 14, 5),
         _Shape(2, 2, 128, 1 << 13, 12),
         _Shape(4, 2, 256, 1 << 14, 6),
     ),
-    ("wavefront", False): (
+    ("wavefront", False, False): (
         _Shape(2, 4, 256, 1 << 14, 8),
         _Shape(4, 4, 256, 1 << 14, 5),
         _Shape(2, 4, 128, 1 << 14, 10),
         _Shape(4, 2, 512, 1 << 14, 5),
     ),
-    ("staged", True): (
+    ("staged", True, False): (
         _Shape(2, 4, 128, 1 << 13, 16),
         _Shape(4, 4, 128, 1 << 14, 8),
         _Shape(4, 2, 128, 1 << 13, 8),
         _Shape(8, 4, 256, 1 << 14, 4),
     ),
-    ("staged", False): (
+    ("staged", False, False): (
         _Shape(4, 2, 128, 1 << 13, 8),
         _Shape(2, 4, 256, 1 << 14, 8),
         _Shape(4, 4, 256, 1 << 14, 8),
         _Shape(8, 4, 512, 1 << 14, 4),
     ),
+    ("wavefront", True, True): (
+        _Shape(2, 2, 128, 1 << 13, 8),
+        _Shape(4, 2, 128, 1 << 14, 5),
+        _Shape(4, 1, 128, 1 << 13, 6),
+    ),
+    ("wavefront", False, True): (
+        _Shape(2, 2, 256, 1 << 13, 8),
+        _Shape(4, 2, 256, 1 << 14, 5),
+        _Shape(2, 2, 128, 1 << 13, 8),
+    ),
+    ("staged", True, True): (
+        _Shape(2, 2, 128, 1 << 13, 12),
+        _Shape(4, 2, 128, 1 << 14, 6),
+    ),
+    ("staged", False, True): (
+        _Shape(2, 2, 256, 1 << 13, 12),
+        _Shape(4, 2, 256, 1 << 14, 6),
+    ),
 }
 
 _WEIGHTS = 16  # of the MLP that a thread holds at once
 _STAGE_TILE = 1 << 15  # elements that a program of any other stage reads at most
+_MAP_TILE = 128  # pixels that a program takes back through the convolution; a share of its gradient for each
 
 
 def configs(schedule: str, problem: Problem) -> tuple[Config, ...]:
@@ -107,12 +133,14 @@ def configs(schedule: str, problem: Problem) -> tuple[Config, ...]:
     class gives the same rows.
     """
     classes = (_power(problem.C), _power(problem.P), _power(max(problem.R, 1)))
-    return _configs(schedule, *classes, problem.itemsize, problem.vec, problem.channels_last)
+    return _configs(schedule, *classes, problem.itemsize, problem.vec, problem.channels_last, problem.backward)
 
 
 @functools.cache
-def _configs(schedule: str, C: int, P: int, R: int, itemsize: int, vec: int, channels_last: bool) -> tuple[Config, ...]:
-    rows = _TABLES[schedule, channels_last]
+def _configs(
+    schedule: str, C: int, P: int, R: int, itemsize: int, vec: int, channels_last: bool, backward: bool
+) -> tuple[Config, ...]:
+    rows = _TABLES[schedule, channels_last, backward]
     return tuple(dict.fromkeys(_config(row, C, P, R, itemsize, vec, channels_last) for row in rows))
 
 
@@ -149,6 +177,7 @@ def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channe
         APPLY_C=spatial_c,
         APPLY_P=apply_p,
         APPLY_SPLIT=max(spatial_c, _STAGE_TILE // apply_p),
+        MAP_P=min(P, _MAP_TILE),
         num_warps=row.num_warps,
         programs_per_sm=row.programs_per_sm,
     )
@@ -202,6 +231,21 @@ def wavefront_tiles(problem: Problem, sizes: Sizes) -> int:
     return _gate_tiles(problem, sizes) + apply_tiles(problem, sizes)
 
 
+def map_tiles(problem: Problem, sizes: Sizes) -> int:
+    """Programs a sample that go back through the convolution."""
+    return _divide(problem.P, sizes["MAP_P"])
+
+
+def backward_tiles(problem: Problem, sizes: Sizes) -> int:
+    """Programs a sample in the wavefront of the backward."""
+    return wavefront_tiles(problem, sizes) + (map_tiles(problem, sizes) if problem.K else 0)
+
+
+def given_backward_tiles(problem: Problem, sizes: Sizes) -> int:
+    """Programs a sample in the wavefront of the backward that begins at the convolution's output."""
+    return backward_tiles(problem, sizes) - spatial_tiles(problem, sizes)
+
+
 def wavefront_logit_tiles(problem: Problem, sizes: Sizes) -> int:
     """Programs a sample in the wavefront that stops at the logits."""
     return _gate_tiles(problem, sizes) + pixel_tiles(problem, sizes)
@@ -216,20 +260,22 @@ def lag(problem: Problem, config: Config, device: DeviceFacts) -> int:
     """Samples between one stage of the wavefront and the next.
 
     Enough that a tile's inputs were handed out before anything now resident, so that waits are rare; but no more than
-    L2 holds: a sample lives from its first read to its last, `stages` lags and the programs in between.
+    L2 holds: a sample lives from its first read to its last, `stages` lags and the programs in between. In a backward
+    a sample is x and its gradient, and there is a stage more if there is a convolution.
     """
     resident = config.programs_per_sm * device.sm_count
-    in_flight = resident / wavefront_tiles(problem, config._asdict())
-    stages = 2 if problem.R and problem.K else 1
+    tiles = backward_tiles if problem.backward else wavefront_tiles
+    in_flight = resident / tiles(problem, config._asdict())
+    stages = (2 if problem.R and problem.K else 1) + (1 if problem.backward and problem.K else 0)
     wanted = int(in_flight) + 1
-    sample_bytes = problem.C * problem.P * problem.itemsize
+    sample_bytes = problem.C * problem.P * problem.itemsize * (2 if problem.backward else 1)
     held = int((L2_SHARE * device.l2_bytes / sample_bytes - in_flight - 1) / stages)
     return max(1, min(wanted, held))
 
 
 def choose_schedule(problem: Problem, device: DeviceFacts) -> tuple[str, str]:
     """(schedule, reason) that "auto" takes for a problem on a device."""
-    x_bytes = problem.N * problem.C * problem.P * problem.itemsize
+    x_bytes = problem.N * problem.C * problem.P * problem.itemsize * (2 if problem.backward else 1)
     sample_bytes = x_bytes // max(1, problem.N)
     if 3 * sample_bytes > L2_SHARE * device.l2_bytes:
         return "staged", "three samples do not fit in L2: nothing to keep there"

@@ -37,39 +37,91 @@ class Weights(NamedTuple):
     norm_eps: float = 0.0
 
 
+class Kept(NamedTuple):
+    """What a forward leaves for its backward besides x; None for what its layer has not. Sums are in `accumulator`.
+
+    Indices are in the smallest type that holds them, and those of ties the first.
+    """
+
+    gate: Tensor | None = None  # N C
+    pools: Tensor | None = None  # N 2 C: average and maximum over the pixels
+    channel_argmax: Tensor | None = None  # N C: the pixel of each channel's maximum
+    total: Tensor | None = None  # N 2 R: the MLP's hidden vectors before ReLU
+    pool: Tensor | None = None  # N H W 2: mean and maximum over the channels, in x's dtype
+    spatial_argmax: Tensor | None = None  # N H W: the channel of each pixel's maximum
+    z: Tensor | None = None  # N 1 H W: the convolution's output, before the norm
+
+
 _NOTHING = Weights(None, None, None, None, None, None)
+_NOT_KEPT = Kept()
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """One call: what it reads and writes, and its plan."""
 
     x: Tensor
     y: Tensor | None
     weights: Weights
     plan: Plan
+    residual: Tensor | None = None
+    relu: bool = False
+    kept: Kept = _NOT_KEPT
 
     def empty(self, size: int) -> Tensor:
+        """Scratch."""
         return torch.empty(size, dtype=self.plan.acc, device=self.x.device)
 
     def zeros(self, size: int) -> Tensor:
+        """Counters."""
         return torch.zeros(size, dtype=torch.int32, device=self.x.device)
 
 
-def forward(x: Tensor, weights: Weights, schedule: str, override: Override | None = None) -> Tensor:
-    """y = CBAM(x) for an x that `layout.merged` leaves alone, with x's memory format.
+def forward(
+    x: Tensor,
+    weights: Weights,
+    schedule: str,
+    override: Override | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """y = act(CBAM(x) + residual) for an x that `layout.merged` leaves alone, with x's memory format.
 
-    Traffic: 2 passes over x (wavefront, samples in flight in L2) to 4 (staged, nothing in L2).
+    A residual has y's strides. Traffic: 2 passes over x (wavefront, samples in flight in L2) to 4 (staged, nothing in
+    L2), and 1 for a residual.
     """
     y = torch.empty_like(x)
-    if y.numel() == 0:
-        return y
-    call = _Call(x, y, weights, plan_of(x, weights, schedule, override))
-    if call.plan.schedule == "wavefront":
-        _wavefront(call, None)
-    else:
-        gate, pool = _staged_pools(call)
-        _apply(call, gate, pool, None, backwards=gate is None or pool is None)
+    if y.numel() > 0:
+        _run(Call(x, y, weights, plan_of(x, weights, schedule, override), residual, relu))
     return y
+
+
+def forward_kept(
+    x: Tensor,
+    weights: Weights,
+    schedule: str,
+    override: Override | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    batch_norm: bool = False,
+) -> tuple[Tensor, Kept, Tensor | None, Tensor | None]:
+    """What `forward` computes, with what its backward needs, and the batch's mean and variance (1,) of the logits.
+
+    With `batch_norm` these statistics normalise the logits, and one more pass reads x; without it they are None.
+    """
+    y = torch.empty_like(x)
+    kept = _places(x, weights)
+    mean = var = None
+    if y.numel() > 0:
+        call = Call(x, y, weights, plan_of(x, weights, schedule, override), residual, relu, kept)
+        if batch_norm:
+            assert kept.z is not None
+            _run(call._replace(y=None))
+            var, mean = torch.var_mean(kept.z.view(1, -1), 1, correction=0)
+            call = call._replace(weights=weights._replace(norm_mean=mean, norm_var=var))
+            _apply(call, kept.gate, None, kept.z, backwards=True)
+        else:
+            _run(call)
+    return y, kept, mean, var
 
 
 def gates(x: Tensor, weights: Weights, schedule: str, override: Override | None = None) -> tuple[Tensor, Tensor]:
@@ -79,27 +131,42 @@ def gates(x: Tensor, weights: Weights, schedule: str, override: Override | None 
     """
     N, C, H, W = x.shape
     acc = accumulator(x.dtype)
-    gate = None
+    gate = torch.empty((N, 0 if weights.fc1_weight is None else C), dtype=acc, device=x.device)
     z = torch.empty((N, 1, H, W), dtype=acc, device=x.device)
     if z.numel() > 0:
         weights = Weights(*weights[:6])
-        call = _Call(x, None, weights, plan_of(x, weights, schedule, override))
-        if call.plan.schedule == "wavefront":
-            gate = _wavefront(call, z)
-        else:
-            gate, pool = _staged_pools(call)
-            _spatial_logit(call, pool, z)
-    if gate is None:
-        gate = torch.empty(0 if weights.fc1_weight is None else N * C, dtype=acc, device=x.device)
-    return gate.view(N, 0 if weights.fc1_weight is None else C), z
+        kept = Kept(gate=gate, z=z)
+        _run(Call(x, None, weights, plan_of(x, weights, schedule, override), kept=kept))
+    return gate, z
 
 
 def apply_gates(x: Tensor, g: Tensor | None, z: Tensor | None, override: Override | None = None) -> Tensor:
     """y = x * g * sigmoid(z), with x's memory format. Traffic: 2 passes over x."""
     y = torch.empty_like(x)
     if y.numel() > 0:
-        _apply(_Call(x, y, _NOTHING, plan_of(x, _NOTHING, "staged", override)), g, None, z, backwards=True)
+        _apply(Call(x, y, _NOTHING, plan_of(x, _NOTHING, "staged", override)), g, None, z, backwards=True)
     return y
+
+
+def _places(x: Tensor, weights: Weights) -> Kept:
+    """Memory for what a backward needs."""
+    N, C, H, W = x.shape
+    acc, device = accumulator(x.dtype), x.device
+    gate = pools = channel_argmax = total = pool = spatial_argmax = z = None
+    if weights.fc1_weight is not None:
+        gate = torch.empty((N, C), dtype=acc, device=device)
+        pools = torch.empty((N, 2, C), dtype=acc, device=device)
+        channel_argmax = torch.empty((N, C), dtype=_index_dtype(H * W), device=device)
+        total = torch.empty((N, 2, weights.fc1_weight.shape[0]), dtype=acc, device=device)
+    if weights.conv_weight is not None:
+        pool = torch.empty((N, H, W, 2), dtype=x.dtype, device=device)
+        spatial_argmax = torch.empty((N, H, W), dtype=_index_dtype(C), device=device)
+        z = torch.empty((N, 1, H, W), dtype=acc, device=device)
+    return Kept(gate, pools, channel_argmax, total, pool, spatial_argmax, z)
+
+
+def _index_dtype(size: int) -> torch.dtype:
+    return torch.uint8 if size <= 1 << 8 else torch.int16 if size <= 1 << 15 else torch.int32
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -107,23 +174,26 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def plan_of(x: Tensor, weights: Weights, schedule: str, override: Override | None = None) -> Plan:
-    """The plan of a call; x must be one that `layout.merged` leaves alone."""
+def plan_of(
+    x: Tensor, weights: Weights, schedule: str, override: Override | None = None, backward: bool = False, address: int = 0
+) -> Plan:
+    """The plan of a call; x must be one that `layout.merged` leaves alone. `address` is of another tensor like x."""
     return plan(
         x.shape,
         x.stride(),
-        x.data_ptr() % ACCESS_BYTES,
+        (x.data_ptr() | address) % ACCESS_BYTES,
         x.dtype,
         0 if weights.fc1_weight is None else weights.fc1_weight.shape[0],
         0 if weights.conv_weight is None else weights.conv_weight.shape[-1],
         schedule,
         facts(x.device),
         override,
+        backward,
     )
 
 
-def _launch(
-    call: _Call, kernel: Any, stages: tuple[str, ...], tiles: Callable[[Problem, Sizes], int],
+def launch(
+    call: Call, kernel: Any, stages: tuple[str, ...], tiles: Callable[[Problem, Sizes], int],
     *arguments: Any, **options: Any,
 ) -> None:  # fmt: skip
     """Launch `tiles` programs a sample with the block sizes of `stages`, of the plan's row or of the tuned one.
@@ -135,87 +205,110 @@ def _launch(
     if key not in prepared:
         prepared[key] = call.plan.launcher(kernel, stages, tiles)
     on_grid, constants = prepared[key]
-    device = call.x.device
+    _on_device(call.x.device, on_grid, arguments, constants | options)
+
+
+def launch_once(call: Call, kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    """Launch so many programs in all, of four warps each."""
+    constants = {name: value for name, value in call.plan.constants.items() if name in kernel.arg_names}
+    _on_device(call.x.device, kernel[(programs,)], arguments, constants | {"enable_fp_fusion": True} | options)
+
+
+def _on_device(device: torch.device, on_grid: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            on_grid(*arguments, **constants, **options)
+            on_grid(*arguments, **constants)
     else:
-        on_grid(*arguments, **constants, **options)
+        on_grid(*arguments, **constants)
 
 
-def _pool_map(call: _Call) -> Tensor:
+def _run(call: Call) -> None:
+    """All stages; without a y, those up to the logits."""
+    if call.plan.schedule == "wavefront":
+        _wavefront(call)
+        return
+    gate, pool = _staged_pools(call)
+    if call.y is None:
+        _spatial_logit(call, pool)
+    else:
+        _apply(call, gate, pool, call.kept.z, backwards=gate is None or pool is None)
+
+
+def _pool_map(call: Call) -> Tensor:
     N, _, H, W = call.x.shape
     return call.empty(N * (H + 2 * (call.plan.problem.K // 2)) * W * 2)
 
 
-def _channel_scratch(call: _Call) -> tuple[Tensor, Tensor, Tensor]:
+def _channel_scratch(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Partial pools, hidden partial sums and the gate."""
     problem, blocks = call.plan.problem, call.plan.blocks
     hidden = call.empty(problem.N * blocks * 2 * problem.R)
     # With one chunk a block nothing is partial: any pointer does.
-    partial = call.empty(problem.N * blocks * 2 * call.plan.partials) if call.plan.partials else hidden
+    partial = call.empty(problem.N * blocks * 3 * call.plan.partials) if call.plan.partials else hidden
     if len(call.plan.rows) > 1:
         hidden.zero_()  # the row that is taken may have fewer blocks
-    return partial, hidden, call.empty(problem.N * problem.C)
+    gate = call.kept.gate
+    return partial, hidden, call.empty(problem.N * problem.C) if gate is None else gate
 
 
-def _wavefront(call: _Call, z: Tensor | None) -> Tensor | None:
-    N, C, H, W = call.x.shape
-    problem = call.plan.problem
+def _wavefront(call: Call) -> None:
+    problem, kept = call.plan.problem, call.kept
     partial = hidden = gate = pool = None
     if problem.R:
         partial, hidden, gate = _channel_scratch(call)
     if problem.K:
         pool = _pool_map(call)
-    _launch(
+    launch(
         call, cbam_wavefront, ("POOL", "MLP_T", "MLP_C", "SPATIAL", "APPLY"),
-        table.wavefront_tiles if z is None else table.wavefront_logit_tiles,
-        call.x, *call.weights[:-1], partial, hidden, gate, pool, call.y, z, call.zeros(1 + N * (3 + call.plan.blocks)),
-        *call.plan.strides, N, C, H, W, problem.R, call.plan.lag,
-        NORM_EPS=call.weights.norm_eps,
+        table.wavefront_logit_tiles if call.y is None else table.wavefront_tiles,
+        call.x, call.residual, *call.weights[:-1], partial, hidden, gate, pool, call.y,
+        kept.z, kept.pools, kept.channel_argmax, kept.total, kept.pool, kept.spatial_argmax,
+        call.zeros(1 + problem.N * (3 + call.plan.blocks)),
+        *call.plan.strides, *call.x.shape, problem.R, call.plan.lag,
+        NORM_EPS=call.weights.norm_eps, RELU=call.relu,
     )  # fmt: skip
-    return gate
 
 
-def _staged_pools(call: _Call) -> tuple[Tensor | None, Tensor | None]:
+def _staged_pools(call: Call) -> tuple[Tensor | None, Tensor | None]:
     """The channel gate and the pooled maps, of the stages that there are."""
-    problem, blocks, weights = call.plan.problem, call.plan.blocks, call.weights
+    problem, blocks, weights, kept = call.plan.problem, call.plan.blocks, call.weights, call.kept
     strides = call.plan.strides[:3]
     N, C, H, W = call.x.shape
     gate = pool = None
     if problem.R:
         partial, hidden, gate = _channel_scratch(call)
-        _launch(
+        launch(
             call, channel_pool_kernel, ("POOL",), table.pool_tiles,
-            call.x, weights.fc1_weight, partial, hidden, call.zeros(N * blocks), *strides,
-            N, C, H * W, problem.R, blocks,
+            call.x, weights.fc1_weight, partial, hidden, kept.pools, kept.channel_argmax, call.zeros(N * blocks),
+            *strides, N, C, H * W, problem.R, blocks,
         )  # fmt: skip
-        _launch(
+        launch(
             call, channel_mlp_kernel, ("MLP",), table.mlp_tiles,
-            hidden, weights.fc1_bias, weights.fc2_weight, weights.fc2_bias, gate, N, C, problem.R, blocks,
+            hidden, weights.fc1_bias, weights.fc2_weight, weights.fc2_bias, gate, kept.total,
+            N, C, problem.R, blocks,
         )  # fmt: skip
     if problem.K:
         pool = _pool_map(call)
-        _launch(
+        launch(
             call, spatial_pool_kernel, ("SPATIAL",), table.spatial_tiles,
-            call.x, gate, pool, *strides, N, C, H, W,
+            call.x, gate, pool, kept.pool, kept.spatial_argmax, *strides, N, C, H, W,
         )  # fmt: skip
     return gate, pool
 
 
-def _spatial_logit(call: _Call, pool: Tensor | None, z: Tensor) -> None:
+def _spatial_logit(call: Call, pool: Tensor | None) -> None:
     N, _, H, W = call.x.shape
-    _launch(
+    launch(
         call, spatial_logit_kernel, ("APPLY_P",), table.pixel_tiles,
-        pool, call.weights.conv_weight, call.weights.conv_bias, z, N, H, W,
+        pool, call.weights.conv_weight, call.weights.conv_bias, call.kept.z, N, H, W,
     )  # fmt: skip
 
 
-def _apply(call: _Call, gate: Tensor | None, pool: Tensor | None, z: Tensor | None, backwards: bool) -> None:
+def _apply(call: Call, gate: Tensor | None, pool: Tensor | None, z: Tensor | None, backwards: bool) -> None:
     weights = call.weights
-    _launch(
+    launch(
         call, apply_gates_kernel, ("APPLY",), table.apply_tiles,
-        call.x, gate, pool, z, call.y, weights.conv_weight, weights.conv_bias, *weights[6:10],
+        call.x, call.residual, gate, pool, z, call.y, weights.conv_weight, weights.conv_bias, *weights[6:10],
         *call.plan.strides, *call.x.shape,
-        NORM_EPS=weights.norm_eps, BACKWARDS=backwards,
+        NORM_EPS=weights.norm_eps, RELU=call.relu, BACKWARDS=backwards,
     )  # fmt: skip

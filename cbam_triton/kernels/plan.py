@@ -70,6 +70,7 @@ def plan(
     schedule: str,
     device: DeviceFacts,
     override: Override | None = None,
+    backward: bool = False,
 ) -> Plan:
     """The plan for an x of this shape, strides, address (modulo the widest access) and dtype.
 
@@ -82,7 +83,7 @@ def plan(
     assert y_strides is not None
     N, C, H, W = shape
     vec = access_width(C, H * W, x.element_size(), address, x_strides, y_strides)
-    problem = Problem(N, C, H * W, R, K, x.element_size(), vec, x_strides.channels_last)
+    problem = Problem(N, C, H * W, R, K, x.element_size(), vec, x_strides.channels_last, backward)
     if schedule == "auto":
         schedule, _ = table.choose_schedule(problem, device)
     if override is None:
@@ -117,5 +118,7 @@ def plan(
 def _tuned(kernel: Any, rows: tuple[Config, ...], stages: tuple[str, ...]) -> Any:
     # The rows are those of a class, so one class is timed once.
     configs = [triton.Config(row.constants(*stages), num_warps=row.num_warps) for row in rows]
-    zeroed = [name for name in ("counters_ptr", "hidden_ptr") if "counters_ptr" in kernel.arg_names]
+    zeroed = [name for name in kernel.arg_names if name in ("counters_ptr", "hidden_ptr", "dh_ptr")]
+    if "counters_ptr" not in kernel.arg_names:
+        zeroed = []
     return triton.autotune(configs, key=[], reset_to_zero=zeroed or None)(kernel)

@@ -6,13 +6,13 @@ import triton.language as tl
 from .apply_gates import apply_gates_tile
 from .channel_mlp import channel_mlp_tile
 from .channel_pool import channel_pool_tile, pool_grid
-from .spatial_gate import spatial_logit
+from .spatial_gate import normed, spatial_logit
 from .spatial_pool import spatial_pool_tile
 from .tiles import known_multiple, known_sizes, known_strides
 
 
 @triton.jit
-def _sample_and_tile(N, tiles, BACKWARDS: tl.constexpr):
+def sample_and_tile(N, tiles, BACKWARDS: tl.constexpr):
     """(n, tile) of this program; the samples in reverse order if BACKWARDS."""
     program = tl.program_id(0)
     n = program // tiles
@@ -26,7 +26,8 @@ def _sample_and_tile(N, tiles, BACKWARDS: tl.constexpr):
 def channel_pool_kernel(
     x_ptr,  # N C P
     fc1_weight_ptr,  # R C
-    partial_ptr, hidden_ptr,  # N blocks CHUNKS 2 POOL_C, scratch; N BLOCKS 2 R, zeroed if BLOCKS > blocks
+    partial_ptr, hidden_ptr,  # N blocks CHUNKS 3 POOL_C, scratch; N BLOCKS 2 R, zeroed if BLOCKS > blocks
+    pools_ptr, argmax_ptr,  # N 2 C, N C, kept for a backward, or None
     counters_ptr,  # N blocks, zeroed
     x_stride_n, x_stride_c, x_stride_p,
     N, C, P, R, BLOCKS,
@@ -38,10 +39,13 @@ def channel_pool_kernel(
     C, P = known_sizes(C, P, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     blocks, chunks, chunk = pool_grid(C, P, POOL_C, POOL_P, POOL_SPLIT)
-    n, tile = _sample_and_tile(N, blocks * chunks, False)
+    n, tile = sample_and_tile(N, blocks * chunks, False)
+    if argmax_ptr is not None:
+        pools_ptr += n * (2 * C)
+        argmax_ptr += n * C
     channel_pool_tile(
-        x_ptr + n * known_multiple(x_stride_n, VEC), fc1_weight_ptr, partial_ptr + n * (blocks * chunks * 2 * POOL_C),
-        counters_ptr + n * blocks, hidden_ptr + n * (BLOCKS * 2 * R),
+        x_ptr + n * known_multiple(x_stride_n, VEC), fc1_weight_ptr, partial_ptr + n * (blocks * chunks * 3 * POOL_C),
+        counters_ptr + n * blocks, hidden_ptr + n * (BLOCKS * 2 * R), pools_ptr, argmax_ptr,
         tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p,
         POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
     )  # fmt: skip
@@ -50,14 +54,17 @@ def channel_pool_kernel(
 @triton.jit(do_not_specialize=["N", "C", "R", "BLOCKS"])
 def channel_mlp_kernel(
     hidden_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr,  # N BLOCKS 2 R; R; C R; C; N C
+    total_ptr,  # N 2 R, kept for a backward, or None
     N, C, R, BLOCKS,
     BLOCK_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr, MLP_SPLIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Channel gate; a program owns MLP_SPLIT channels of one sample."""
-    n, tile = _sample_and_tile(N, tl.cdiv(C, MLP_SPLIT), False)
+    n, tile = sample_and_tile(N, tl.cdiv(C, MLP_SPLIT), False)
     c_begin = tile * MLP_SPLIT
+    if total_ptr is not None:
+        total_ptr += n * (2 * R)
     channel_mlp_tile(
-        hidden_ptr + n * (BLOCKS * 2 * R), fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr + n * C,
+        hidden_ptr + n * (BLOCKS * 2 * R), fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr + n * C, total_ptr,
         c_begin, tl.minimum(c_begin + MLP_SPLIT, C), C, R, BLOCKS, MLP_T, MLP_C, BLOCK_R, ACC,
     )  # fmt: skip
 
@@ -65,6 +72,7 @@ def channel_mlp_kernel(
 @triton.jit(do_not_specialize=["x_stride_n", "x_stride_c", "x_stride_p", "N", "C", "H", "W"])
 def spatial_pool_kernel(
     x_ptr, gate_ptr, pool_ptr,  # N C P; N C or None; N H+2(K//2) W 2
+    kept_ptr, argmax_ptr,  # N P 2, N P, kept for a backward, or None
     x_stride_n, x_stride_c, x_stride_p,
     N, C, H, W,
     K: tl.constexpr, VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
@@ -73,12 +81,15 @@ def spatial_pool_kernel(
     """Spatial pool, last sample first if a stage came before; a program owns SPATIAL_P pixels of one sample."""
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
-    n, tile = _sample_and_tile(N, tl.cdiv(P, SPATIAL_P), gate_ptr is not None)
+    n, tile = sample_and_tile(N, tl.cdiv(P, SPATIAL_P), gate_ptr is not None)
     if gate_ptr is not None:
         gate_ptr += n * C
+    if argmax_ptr is not None:
+        kept_ptr += n * (2 * P)
+        argmax_ptr += n * P
     spatial_pool_tile(
         x_ptr + n * known_multiple(x_stride_n, VEC), gate_ptr, pool_ptr + n * (2 * (H + 2 * (K // 2)) * W),
-        tile, C, P, W, x_stride_c, x_stride_p, K // 2,
+        kept_ptr, argmax_ptr, tile, C, P, W, x_stride_c, x_stride_p, K // 2,
         SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
     )  # fmt: skip
 
@@ -91,10 +102,10 @@ def spatial_logit_kernel(
 ):  # fmt: skip
     """The convolution alone; a program owns APPLY_P pixels of one sample."""
     P = H * W
-    n, tile = _sample_and_tile(N, tl.cdiv(P, APPLY_P), False)
+    n, tile = sample_and_tile(N, tl.cdiv(P, APPLY_P), False)
     p = tile * APPLY_P + tl.arange(0, APPLY_P)
     pool_ptr += n * (2 * (H + 2 * (K // 2)) * W)
-    z = spatial_logit(pool_ptr, conv_weight_ptr, conv_bias_ptr, None, None, None, None, p, P, W, 0.0, K, BLOCK_K, ACC)
+    z = spatial_logit(pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, K, BLOCK_K, ACC)
     tl.store(z_ptr + n * P + p, z, mask=p < P)
 
 
@@ -102,35 +113,45 @@ def spatial_logit_kernel(
     "x_stride_n", "x_stride_c", "x_stride_p", "y_stride_n", "y_stride_c", "y_stride_p", "N", "C", "H", "W",
 ])  # fmt: skip
 def apply_gates_kernel(
-    x_ptr, gate_ptr, pool_ptr, z_ptr, y_ptr,  # N C P; N C or None; N H+2(K//2) W 2 or None; N P or None; N C P
+    x_ptr, residual_ptr,  # N C P; the latter with y's strides, or None
+    gate_ptr, pool_ptr, z_ptr, y_ptr,  # N C or None; N H+2(K//2) W 2 or None; N P or None; N C P
     conv_weight_ptr, conv_bias_ptr,  # 2 K K and 1, with pool
-    norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None, with pool
+    norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     x_stride_n, x_stride_c, x_stride_p, y_stride_n, y_stride_c, y_stride_p,
     N, C, H, W,
-    NORM_EPS: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
+    NORM_EPS: tl.constexpr, RELU: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     APPLY_C: tl.constexpr, APPLY_P: tl.constexpr, APPLY_SPLIT: tl.constexpr, BACKWARDS: tl.constexpr,
 ):  # fmt: skip
-    """y = x * g * sigmoid(z), z given or made from pool; a program owns APPLY_SPLIT channels of APPLY_P pixels."""
+    """y = act(x * g * sigmoid(norm(z)) + residual); z is given, or made from pool and kept where there is a place.
+
+    A program owns APPLY_SPLIT channels of APPLY_P pixels.
+    """
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     y_stride_c, y_stride_p = known_strides(y_stride_c, y_stride_p, VEC, CHANNELS_LAST, INDEX)
     pixel_tiles = tl.cdiv(P, APPLY_P)
-    n, tile = _sample_and_tile(N, pixel_tiles * tl.cdiv(C, APPLY_SPLIT), BACKWARDS)
+    n, tile = sample_and_tile(N, pixel_tiles * tl.cdiv(C, APPLY_SPLIT), BACKWARDS)
     p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
+    c_begin = (tile // pixel_tiles) * APPLY_SPLIT
     s = None
     if pool_ptr is not None:
-        s = tl.sigmoid(spatial_logit(
-            pool_ptr + n * (2 * (H + 2 * (K // 2)) * W), conv_weight_ptr, conv_bias_ptr,
-            norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, p, P, W, NORM_EPS, K, BLOCK_K, ACC,
-        ))  # fmt: skip
+        pool_ptr += n * (2 * (H + 2 * (K // 2)) * W)
+        z = spatial_logit(pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, K, BLOCK_K, ACC)
+        if z_ptr is not None:
+            if c_begin == 0:
+                tl.store(z_ptr + n * P + p, z, mask=p < P)
+        s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
     elif z_ptr is not None:
-        s = tl.sigmoid(tl.load(z_ptr + n * P + p, mask=p < P, other=0.0).to(ACC))
+        z = tl.load(z_ptr + n * P + p, mask=p < P, other=0.0).to(ACC)
+        s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
     if gate_ptr is not None:
         gate_ptr += n * C
-    c_begin = (tile // pixel_tiles) * APPLY_SPLIT
+    y_offset = n * known_multiple(y_stride_n, VEC)
+    if residual_ptr is not None:
+        residual_ptr += y_offset
     apply_gates_tile(
-        x_ptr + n * known_multiple(x_stride_n, VEC), y_ptr + n * known_multiple(y_stride_n, VEC), gate_ptr, s,
+        x_ptr + n * known_multiple(x_stride_n, VEC), y_ptr + y_offset, residual_ptr, gate_ptr, s,
         p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), P, x_stride_c, x_stride_p, y_stride_c, y_stride_p,
-        APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC,
+        RELU, APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC,
     )  # fmt: skip

@@ -59,6 +59,34 @@ def fold_max(tile, AXIS: tl.constexpr, KEEP: tl.constexpr, UNIT_STRIDE: tl.const
 
 
 @triton.jit
+def fold_order(BLOCK: tl.constexpr, KEEP: tl.constexpr, UNIT_STRIDE: tl.constexpr):
+    """0 to BLOCK - 1 in the order in which entry k of a fold along this axis is that of neighbours.
+
+    Laid out so, entry k is made of the BLOCK // KEEP indices from k * (BLOCK // KEEP) on.
+    """
+    i = tl.arange(0, BLOCK)
+    if UNIT_STRIDE:
+        return i
+    else:
+        return i % KEEP * (BLOCK // KEEP) + i // KEEP
+
+
+@triton.jit
+def first_group(values, extreme, starts, AXIS: tl.constexpr, KEEP: tl.constexpr, GROUP: tl.constexpr, END):
+    """Where the first group of GROUP neighbours that holds `extreme` begins; END where that is NaN.
+
+    values, starts: running maxima along AXIS, KEEP of them, and the index at which the block of each began.
+    """
+    k = tl.arange(0, KEEP)
+    if AXIS == 0:
+        starts = starts + (k * GROUP)[:, None]
+        return tl.min(tl.where(values == extreme[None, :], starts, END), 0)
+    else:
+        starts = starts + (k * GROUP)[None, :]
+        return tl.min(tl.where(values == extreme[:, None], starts, END), 1)
+
+
+@triton.jit
 def rounded_product(a, b):
     """a * b, rounded. A plain product may be fused into the first addition of a reduction: then of two threads that
     exchange their terms each fuses its own, and they end with sums that differ in the last bit."""
@@ -87,3 +115,26 @@ def known_strides(stride_c, stride_p, VEC: tl.constexpr, CHANNELS_LAST: tl.const
         return 1, known_multiple(stride_p, VEC).to(INDEX)
     else:
         return known_multiple(stride_c, VEC).to(INDEX), 1
+
+
+@triton.jit
+def gradient_strides(
+    stride_n, stride_c, stride_p,
+    ALIGNED: tl.constexpr, VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """Strides of a gradient that may lie in another memory format than x, or be expanded."""
+    if ALIGNED:
+        stride_c, stride_p = known_strides(stride_c, stride_p, VEC, CHANNELS_LAST, INDEX)
+        return known_multiple(stride_n, VEC), stride_c, stride_p
+    else:
+        return stride_n, stride_c.to(INDEX), stride_p.to(INDEX)
+
+
+@triton.jit
+def store_zero_rows(map_ptr, size, border, BLOCK: tl.constexpr):
+    """Zeros before and after `size` values of a map: `border` of each."""
+    zeros = tl.zeros([BLOCK], map_ptr.dtype.element_ty)
+    for i0 in range(0, border, BLOCK):
+        i = i0 + tl.arange(0, BLOCK)
+        tl.store(map_ptr + i, zeros, mask=i < border)
+        tl.store(map_ptr + border + size + i, zeros, mask=i < border)

@@ -7,41 +7,46 @@ from .apply_gates import apply_gates_tile
 from .channel_mlp import channel_mlp_tile
 from .channel_pool import channel_pool_tile, pool_grid
 from .signals import publish, wait_for
-from .spatial_gate import spatial_logit
+from .spatial_gate import normed, spatial_logit
 from .spatial_pool import spatial_pool_tile
 from .tiles import known_multiple, known_sizes, known_strides
 
 
 @triton.jit
-def work_item(ticket, N, LAG_B, LAG_C, TILES_A, TILES_B, TILES_C):
-    """(stage, n, tile) of a ticket, for three stages A, B, C of which B and C follow LAG_B and LAG_C samples behind.
+def work_item(ticket, N, LAG_B, LAG_C, LAG_D, TILES_A, TILES_B, TILES_C, TILES_D):
+    """(stage, n, tile) of a ticket, for stages A, B, C, D of which the last three follow some samples behind.
 
-    Step i holds the tiles of sample i in A, of i - LAG_B in B and of i - LAG_C in C, as far as these samples exist. Up
-    to step N the number of tickets before a step is convex and piecewise linear in it, so its inverse is the least of
-    the pieces' inverses; after step N it is concave, and the inverse is the greatest.
-    A step's tiles come in the order C, B, A: x of the oldest sample leaves L2 before that of the newest comes. Without
-    a lag, which is for N = 1 alone, the order is A, B, C.
-    Needs TILES_A, TILES_C >= 1, TILES_B >= 0 and LAG_B <= LAG_C <= N.
+    Step i holds the tiles of sample i in A, of i - LAG_B in B, of i - LAG_C in C and of i - LAG_D in D, as far as these
+    samples exist. Up to step N the number of tickets before a step is convex and piecewise linear in it, so its inverse
+    is the least of the pieces' inverses; after step N it is concave, and the inverse is the greatest.
+    A step's tiles come in the order D, C, B, A: x of the oldest sample leaves L2 before that of the newest comes.
+    Without a lag, which is for N = 1 alone, the order is A, B, C, D.
+    Needs TILES_A, TILES_D >= 1, TILES_B, TILES_C >= 0 and LAG_B <= LAG_C <= LAG_D <= N.
     """
     missing_b = TILES_B * LAG_B
     missing_c = TILES_C * LAG_C
-    tiles = TILES_A + TILES_B + TILES_C
-    late = ticket - (N * tiles - missing_b - missing_c)
+    missing_d = TILES_D * LAG_D
+    tiles = TILES_A + TILES_B + TILES_C + TILES_D
+    late = ticket - (N * tiles - missing_b - missing_c - missing_d)
     if late < 0:
         step = tl.minimum(ticket // TILES_A, (ticket + missing_b) // (TILES_A + TILES_B))
-        step = tl.minimum(step, (ticket + missing_b + missing_c) // tiles)
-        slot = ticket - TILES_A * step - TILES_B * tl.maximum(step - LAG_B, 0) - TILES_C * tl.maximum(step - LAG_C, 0)
+        step = tl.minimum(step, (ticket + missing_b + missing_c) // (TILES_A + TILES_B + TILES_C))
+        step = tl.minimum(step, (ticket + missing_b + missing_c + missing_d) // tiles)
+        slot = ticket - TILES_A * step - TILES_B * tl.maximum(step - LAG_B, 0)
+        slot -= TILES_C * tl.maximum(step - LAG_C, 0) + TILES_D * tl.maximum(step - LAG_D, 0)
     else:
-        step = tl.maximum(late // (TILES_B + TILES_C), (late - missing_b) // TILES_C)
-        slot = late - TILES_B * tl.minimum(step, LAG_B) - TILES_C * step
+        step = tl.maximum(late // (TILES_B + TILES_C + TILES_D), (late - missing_b) // (TILES_C + TILES_D))
+        step = tl.maximum(step, (late - missing_b - missing_c) // TILES_D)
+        slot = late - TILES_B * tl.minimum(step, LAG_B) - TILES_C * tl.minimum(step, LAG_C) - TILES_D * step
         step += N
     end_a = tl.where(step < N, TILES_A, 0)
     end_b = end_a + tl.where((step >= LAG_B) & (step < N + LAG_B), TILES_B, 0)
-    if LAG_C > 0:
-        slot = end_b + tl.where(step >= LAG_C, TILES_C, 0) - 1 - slot
-    stage = tl.where(slot < end_a, 0, tl.where(slot < end_b, 1, 2))
-    n = step - tl.where(stage == 0, 0, tl.where(stage == 1, LAG_B, LAG_C))
-    tile = slot - tl.where(stage == 0, 0, tl.where(stage == 1, end_a, end_b))
+    end_c = end_b + tl.where((step >= LAG_C) & (step < N + LAG_C), TILES_C, 0)
+    if LAG_D > 0:
+        slot = end_c + tl.where(step >= LAG_D, TILES_D, 0) - 1 - slot
+    stage = (slot >= end_a).to(tl.int32) + (slot >= end_b).to(tl.int32) + (slot >= end_c).to(tl.int32)
+    n = step - tl.where(stage == 0, 0, tl.where(stage == 1, LAG_B, tl.where(stage == 2, LAG_C, LAG_D)))
+    tile = slot - tl.where(stage == 0, 0, tl.where(stage == 1, end_a, tl.where(stage == 2, end_b, end_c)))
     return stage, n, tile
 
 
@@ -49,20 +54,22 @@ def work_item(ticket, N, LAG_B, LAG_C, TILES_A, TILES_B, TILES_C):
     "x_stride_n", "x_stride_c", "x_stride_p", "y_stride_n", "y_stride_c", "y_stride_p", "N", "C", "H", "W", "R", "LAG",
 ])  # fmt: skip
 def cbam_wavefront(
-    x_ptr,  # N C H W
+    x_ptr, residual_ptr,  # N C H W; the latter with y's strides, or None
     fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr,  # R C, R, C R, C; all None without channel attention
     conv_weight_ptr, conv_bias_ptr,  # 2 K K, 1; both None without spatial attention
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
-    partial_ptr, hidden_ptr,  # N BLOCKS CHUNKS 2 POOL_C, N BLOCKS 2 R; scratch
+    partial_ptr, hidden_ptr,  # N BLOCKS CHUNKS 3 POOL_C, N BLOCKS 2 R; scratch
     gate_ptr,  # N C
     pool_ptr,  # N H+2(K//2) W 2, scratch
     y_ptr,  # N C H W, or None to stop at the logits
-    z_ptr,  # N H W, or None to go on to y
+    # kept for a backward, or None: the logits N H W; channel attention's N 2 C, N C, N 2 R; spatial attention's
+    # N H W 2, N H W
+    z_ptr, pools_ptr, channel_argmax_ptr, total_ptr, kept_ptr, spatial_argmax_ptr,
     # zeroed, 1 + N (3 + BLOCKS): ticket; of each sample: blocks pooled, gate made, spatial tiles, chunks of each block
     counters_ptr,
     x_stride_n, x_stride_c, x_stride_p, y_stride_n, y_stride_c, y_stride_p,
     N, C, H, W, R, LAG,
-    NORM_EPS: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+    NORM_EPS: tl.constexpr, RELU: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     POOL_C: tl.constexpr, POOL_P: tl.constexpr, POOL_SPLIT: tl.constexpr, POOL_KEEP: tl.constexpr,
     POOL_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr,
@@ -72,7 +79,8 @@ def cbam_wavefront(
     """All of CBAM; each program takes a ticket and does that tile, waiting only for tiles with smaller tickets."""
     CHANNEL: tl.constexpr = fc1_weight_ptr is not None
     SPATIAL: tl.constexpr = conv_weight_ptr is not None
-    LOGITS: tl.constexpr = z_ptr is not None
+    LOGITS: tl.constexpr = y_ptr is None
+    KEPT: tl.constexpr = kept_ptr is not None or pools_ptr is not None
     RADIUS: tl.constexpr = K // 2
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
@@ -86,9 +94,9 @@ def cbam_wavefront(
     apply_tiles = pixel_tiles * (1 if LOGITS else tl.cdiv(C, APPLY_SPLIT))
     lag = tl.minimum(LAG, N // 2)
     if CHANNEL and SPATIAL:
-        stage, n, tile = work_item(ticket, N, lag, 2 * lag, pool_tiles, spatial_tiles, apply_tiles)
+        stage, n, tile = work_item(ticket, N, lag, lag, 2 * lag, pool_tiles, spatial_tiles, 0, apply_tiles)
     else:
-        stage, n, tile = work_item(ticket, N, 0, lag, pool_tiles + spatial_tiles, 0, apply_tiles)
+        stage, n, tile = work_item(ticket, N, 0, 0, lag, pool_tiles + spatial_tiles, 0, 0, apply_tiles)
 
     n = n.to(tl.int64)
     x_ptr += n * known_multiple(x_stride_n, VEC)
@@ -99,18 +107,25 @@ def cbam_wavefront(
         gate_ptr += n * C
     if SPATIAL:
         pool_ptr += n * (2 * (H + 2 * RADIUS) * W)
+    if CHANNEL and KEPT:
+        pools_ptr += n * (2 * C)
+        channel_argmax_ptr += n * C
+        total_ptr += n * (2 * R)
+    if SPATIAL and KEPT:
+        kept_ptr += n * (2 * P)
+        spatial_argmax_ptr += n * P
 
     if CHANNEL and stage == 0:
         hidden_ptr += n * (blocks * 2 * R)
         pooled = channel_pool_tile(
-            x_ptr, fc1_weight_ptr, partial_ptr + n * (pool_tiles * 2 * POOL_C), pool_done_ptr + 3, hidden_ptr,
-            tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p,
+            x_ptr, fc1_weight_ptr, partial_ptr + n * (pool_tiles * 3 * POOL_C), pool_done_ptr + 3, hidden_ptr,
+            pools_ptr, channel_argmax_ptr, tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p,
             POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
         )  # fmt: skip
         if pooled:
             if publish(pool_done_ptr) == blocks - 1:
                 channel_mlp_tile(
-                    hidden_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr, 0, C, C, R, blocks,
+                    hidden_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr, total_ptr, 0, C, C, R, blocks,
                     MLP_T, MLP_C, BLOCK_R, ACC,
                 )  # fmt: skip
                 publish(gate_done_ptr)
@@ -118,28 +133,29 @@ def cbam_wavefront(
         if CHANNEL:
             wait_for(gate_done_ptr, 1)
         spatial_pool_tile(
-            x_ptr, gate_ptr, pool_ptr, tile, C, P, W, x_stride_c, x_stride_p, RADIUS,
+            x_ptr, gate_ptr, pool_ptr, kept_ptr, spatial_argmax_ptr, tile, C, P, W, x_stride_c, x_stride_p, RADIUS,
             SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
         )  # fmt: skip
         publish(spatial_done_ptr)
     else:
         p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
+        c_begin = (tile // pixel_tiles) * APPLY_SPLIT
         s = None
         if SPATIAL:
             wait_for(spatial_done_ptr, spatial_tiles)
-            z = spatial_logit(
-                pool_ptr, conv_weight_ptr, conv_bias_ptr,
-                norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, p, P, W, NORM_EPS, K, BLOCK_K, ACC,
-            )  # fmt: skip
-            if LOGITS:
-                tl.store(z_ptr + n * P + p, z, mask=p < P)
-            s = tl.sigmoid(z)
+            z = spatial_logit(pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, K, BLOCK_K, ACC)
+            if z_ptr is not None:
+                if c_begin == 0:
+                    tl.store(z_ptr + n * P + p, z, mask=p < P)
+            s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
         else:
             wait_for(gate_done_ptr, 1)
         if not LOGITS:
-            c_begin = (tile // pixel_tiles) * APPLY_SPLIT
+            y_offset = n * known_multiple(y_stride_n, VEC)
+            if residual_ptr is not None:
+                residual_ptr += y_offset
             apply_gates_tile(
-                x_ptr, y_ptr + n * known_multiple(y_stride_n, VEC), gate_ptr, s,
+                x_ptr, y_ptr + y_offset, residual_ptr, gate_ptr, s,
                 p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), P, x_stride_c, x_stride_p, y_stride_c, y_stride_p,
-                APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC,
+                RELU, APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC,
             )  # fmt: skip

@@ -1,0 +1,288 @@
+"""The backward's launchers: from dy to the gradients of x, of the residual and of every parameter."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..layout import even_strides, merged, output_like
+from . import config as table
+from .launch import Call, Kept, Weights, launch, launch_once, plan_of
+from .plan import Override, Plan
+from .staged_backward import (
+    channel_gradient_kernel,
+    input_gradient_kernel,
+    logit_gradient_kernel,
+    map_gradient_kernel,
+    mlp_gradient_kernel,
+)
+from .wavefront_backward import backward_wavefront
+from .weight_gradients import weight_gradients_kernel
+
+_TILE_N, _TILE_C, _TILE_R = 8, 32, 16  # of the kernel that adds the weights' gradients
+
+
+class Gradients(NamedTuple):
+    """Gradients of a loss with respect to what `launch.forward_kept` got; None for what is not asked for."""
+
+    x: Tensor | None
+    residual: Tensor | None
+    fc1_weight: Tensor | None
+    fc1_bias: Tensor | None
+    fc2_weight: Tensor | None
+    fc2_bias: Tensor | None
+    conv_weight: Tensor | None
+    conv_bias: Tensor | None
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+
+
+class Needed(NamedTuple):
+    """Which gradients are asked for, in the order of `Gradients`."""
+
+    x: bool = True
+    residual: bool = False
+    fc1_weight: bool = True
+    fc1_bias: bool = True
+    fc2_weight: bool = True
+    fc2_bias: bool = True
+    conv_weight: bool = True
+    conv_bias: bool = True
+    norm_weight: bool = True
+    norm_bias: bool = True
+
+    @property
+    def mlp(self) -> bool:
+        """Any of the MLP's."""
+        return any(self[2:6])
+
+    @property
+    def conv(self) -> bool:
+        """Any of the convolution's."""
+        return any(self[6:8])
+
+
+class _Backward(NamedTuple):
+    """One backward: the forward's call, the gradient as the kernels read it, and what passes between stages."""
+
+    call: Call
+    dy: Tensor
+    dy_strides: tuple[int, ...]
+    dy_aligned: bool
+    dr: Tensor | None  # dy where y > 0, with ReLU
+    dx: Tensor
+    slopes: Tensor | None  # N 3 P
+    dz: Tensor | None  # N H+2(K//2) W
+    share: Tensor | None  # N tiles 2 K K + 1
+    dq: Tensor | None  # N C
+    hidden: Tensor | None  # N 3 R
+
+    @property
+    def d(self) -> tuple[Tensor, tuple[int, ...], bool]:
+        """What x * g * s gets, its strides, and whether they are aligned."""
+        if self.dr is None:
+            return self.dy, self.dy_strides, self.dy_aligned
+        return self.dr, self.call.plan.strides[3:], True
+
+
+def backward(
+    x: Tensor,
+    dy: Tensor,
+    y: Tensor | None,
+    weights: Weights,
+    kept: Kept,
+    needed: Needed,
+    schedule: str,
+    override: Override | None = None,
+    batch_norm: bool = False,
+) -> Gradients:
+    """Gradients from dy, for an x that `layout.merged` leaves alone and what its forward kept.
+
+    y is the forward's output where it ended in a ReLU, else None. With `batch_norm` the norm's statistics are those of
+    this batch and depend on x. dy may have any strides by which pixels are evenly spaced, also 0; others are copied.
+    Traffic: 3 passes over x (wavefront) to 7 (staged, nothing in L2), 2 more for a ReLU; with `batch_norm` 5 at least.
+    """
+    if x.numel() == 0:
+        return _zeros(x, dy, weights, needed)
+    there = (parameter is not None for parameter in weights[:8])
+    needed = Needed(*needed[:2], *(wanted and has for wanted, has in zip(needed[2:], there, strict=True)))
+    plan = plan_of(x, weights, schedule, override, True, 0 if y is None else y.data_ptr())
+    run = _prepared(Call(x, y, weights, plan, kept=kept), dy, needed)
+    dnorm = (None, None)
+    in_one = plan.schedule == "wavefront" and needed.x
+    if plan.problem.K and (batch_norm or not in_one):
+        _logit_gradient(run)
+        if batch_norm or any(needed[8:]):
+            dnorm = _norm_gradient(run, batch_norm)
+    if in_one:
+        _wavefront(run, batch_norm)
+        if plan.problem.K and not batch_norm and any(needed[8:]):
+            dnorm = _norm_gradient(run, False)
+    else:
+        _staged(run, needed, batch_norm)
+    residual = None
+    if needed.residual:
+        residual = run.dr if run.dr is not None else dy
+    parameters = _weight_gradients(run, needed)
+    norm = [
+        total.to(parameter.dtype) if wanted and total is not None else None
+        for total, parameter, wanted in zip(dnorm, weights[6:8], needed[8:], strict=True)
+    ]
+    return Gradients(run.dx if needed.x else None, residual, *parameters, *norm)
+
+
+def _zeros(x: Tensor, dy: Tensor, weights: Weights, needed: Needed) -> Gradients:
+    like = (x, dy, *weights[:8])
+    return Gradients(
+        *(
+            torch.zeros_like(tensor) if wanted and tensor is not None else None
+            for tensor, wanted in zip(like, needed, strict=True)
+        )
+    )
+
+
+def _prepared(call: Call, dy: Tensor, needed: Needed) -> _Backward:
+    x, plan = call.x, call.plan
+    N, C, H, W = x.shape
+    problem = plan.problem
+    strides = even_strides(dy)
+    if strides is None:
+        dy = merged(dy)
+        strides = even_strides(dy)
+    assert strides is not None
+    dr = None if call.y is None else output_like(x)
+    slopes = dz = share = dq = hidden = None
+    if problem.K:
+        slopes = call.empty(N * 3 * H * W)
+        dz = call.empty(N * (H + 2 * (problem.K // 2)) * W).view(N, -1, W)
+        if needed.conv:
+            share = call.empty(N * table.map_tiles(problem, plan.rows[0]._asdict()) * (2 * problem.K**2 + 1))
+    if problem.R:
+        dq, hidden = call.empty(N * C), call.empty(N * 3 * problem.R)
+    aligned = _aligned(dy, strides, plan)
+    return _Backward(call, dy, strides, aligned, dr, output_like(x), slopes, dz, share, dq, hidden)
+
+
+def _aligned(dy: Tensor, strides: tuple[int, int, int], plan: Plan) -> bool:
+    """Whether dy can be read as x is: the same unit stride, and as wide."""
+    vec = plan.problem.vec
+    unit, other = (strides[1], strides[2]) if plan.problem.channels_last else (strides[2], strides[1])
+    at_once = dy.data_ptr() % (vec * dy.element_size()) == 0
+    return unit == 1 and other % vec == 0 and (strides[0] % vec == 0 or dy.shape[0] == 1) and at_once
+
+
+def _logit_gradient(run: _Backward) -> None:
+    call = run.call
+    launch(
+        call, logit_gradient_kernel, ("SPATIAL",), table.spatial_tiles,
+        call.x, run.dy, call.y, run.dr, call.kept.gate, call.kept.z, run.dz, *call.weights[6:10],
+        *call.plan.strides[:3], *run.dy_strides, *call.plan.strides[3:], *call.x.shape,
+        NORM_EPS=call.weights.norm_eps, DY_ALIGNED=run.dy_aligned,
+    )  # fmt: skip
+
+
+def _norm_gradient(run: _Backward, batch_norm: bool) -> tuple[Tensor, Tensor]:
+    """Gradients of the norm's weight and bias; with `batch_norm` dz becomes the gradient of what is normed."""
+    weights, z = run.call.weights, run.call.kept.z
+    assert z is not None and run.dz is not None and weights.norm_mean is not None and weights.norm_var is not None
+    border = run.call.plan.problem.K // 2
+    z = z.view(z.shape[0], *z.shape[2:])
+    dz = run.dz[:, border : border + z.shape[1]]
+    slope = torch.rsqrt(weights.norm_var.to(z.dtype) + weights.norm_eps)
+    normal = (z - weights.norm_mean.to(z.dtype)) * slope
+    dweight = (dz * normal).sum().view(1)
+    dbias = dz.sum().view(1)
+    if batch_norm:
+        if weights.norm_weight is not None:
+            slope = slope * weights.norm_weight.to(z.dtype)
+        dz.sub_((dbias + normal * dweight) / z.numel()).mul_(slope)
+    return dweight, dbias
+
+
+def _wavefront(run: _Backward, given: bool) -> None:
+    call, kept, plan = run.call, run.call.kept, run.call.plan
+    problem, (N, C, H, W) = plan.problem, run.call.x.shape
+    partial = dh = descent = None
+    if problem.R:
+        partial, dh, descent = _channel_scratch(run)
+    dy, dy_strides, aligned = run.d if given else (run.dy, run.dy_strides, run.dy_aligned)
+    y, dr = (None, None) if given else (call.y, run.dr)
+    launch(
+        call, backward_wavefront, ("POOL", "MLP_T", "MLP_C", "SPATIAL", "MAP", "APPLY"),
+        table.given_backward_tiles if given else table.backward_tiles,
+        call.x, dy, y, dr, kept.gate, kept.channel_argmax, kept.total, kept.pool, kept.spatial_argmax, kept.z,
+        call.weights.fc1_weight, call.weights.fc2_weight, call.weights.conv_weight, *call.weights[6:10],
+        run.dz, partial, dh, descent, run.slopes, run.dq, run.hidden, run.share, run.dx,
+        call.zeros(1 + N * (4 + plan.blocks)),
+        *plan.strides[:3], *dy_strides, *plan.strides[3:], N, C, H, W, problem.R, plan.lag,
+        NORM_EPS=call.weights.norm_eps, GIVEN=given, DY_ALIGNED=aligned,
+    )  # fmt: skip
+
+
+def _staged(run: _Backward, needed: Needed, given: bool) -> None:
+    """What follows the gradient of the logits."""
+    call, kept, weights, plan = run.call, run.call.kept, run.call.weights, run.call.plan
+    problem, (N, C, H, W) = plan.problem, run.call.x.shape
+    P = H * W
+    d, d_strides, aligned = run.d
+    x_strides, dx_strides = plan.strides[:3], plan.strides[3:]
+    descent = None
+    if problem.K and (needed.x or needed.mlp or needed.conv):
+        launch(
+            call, map_gradient_kernel, ("MAP",), table.map_tiles,
+            run.dz, kept.z, kept.pool, weights.conv_weight, *weights[6:10], run.slopes, run.share, N, C, H, W,
+            NORM_EPS=weights.norm_eps, GIVEN=given,
+        )  # fmt: skip
+    if problem.R and (needed.x or needed.mlp):
+        partial, dh, descent = _channel_scratch(run)
+        launch(
+            call, channel_gradient_kernel, ("POOL",), table.pool_tiles,
+            call.x, d, run.slopes, kept.spatial_argmax, kept.gate, weights.fc2_weight,
+            partial, call.zeros(N * plan.blocks), run.dq, dh,
+            *x_strides, *d_strides, N, C, P, problem.R, plan.blocks, D_ALIGNED=aligned,
+        )  # fmt: skip
+        launch(
+            call, mlp_gradient_kernel, ("MLP",), table.mlp_tiles,
+            dh, kept.total, weights.fc1_weight, run.hidden, descent, N, C, P, problem.R, plan.blocks,
+        )  # fmt: skip
+    if needed.x:
+        launch(
+            call, input_gradient_kernel, ("APPLY",), table.apply_tiles,
+            d, run.dx, run.slopes, kept.spatial_argmax, kept.gate, descent, kept.channel_argmax,
+            *d_strides, *dx_strides, N, C, P, D_ALIGNED=aligned, BACKWARDS=problem.R == 0,
+        )  # fmt: skip
+
+
+def _channel_scratch(run: _Backward) -> tuple[Tensor, Tensor, Tensor]:
+    """Partial sums of dq, shares of dh, and the gradients of the pooled channels."""
+    call, plan, problem = run.call, run.call.plan, run.call.plan.problem
+    dh = call.empty(problem.N * plan.blocks * problem.R)
+    # With one chunk a block nothing is partial: any pointer does.
+    partial = call.empty(problem.N * plan.blocks * plan.partials) if plan.partials else dh
+    if len(plan.rows) > 1:
+        dh.zero_()  # the row that is taken may have fewer blocks
+    return partial, dh, call.empty(problem.N * 2 * problem.C)
+
+
+def _weight_gradients(run: _Backward, needed: Needed) -> list[Tensor | None]:
+    """Those of both layers of the MLP and of the convolution, in the order of `Gradients`."""
+    call, problem = run.call, run.call.plan.problem
+    found = [
+        torch.empty_like(parameter) if wanted else None
+        for parameter, wanted in zip(call.weights[:6], needed[2:8], strict=True)
+    ]
+    mlp, conv = needed.mlp, needed.conv
+    if not (mlp or conv):
+        return found
+    N, C, _, _ = call.x.shape
+    tiles = (-(-C // _TILE_C) * -(-problem.R // _TILE_R) if mlp else 0) + (
+        -(-(2 * problem.K**2 + 1) // _TILE_C) if conv else 0
+    )
+    shares = N * table.map_tiles(problem, call.plan.rows[0]._asdict()) if conv else 0
+    launch_once(
+        call, weight_gradients_kernel, tiles,
+        run.dq if mlp else None, run.hidden if mlp else None, call.kept.pools if mlp else None,
+        run.share if conv else None, *found, N, C, problem.R, shares,
+        BLOCK_N=_TILE_N, BLOCK_C=_TILE_C, BLOCK_R=_TILE_R,
+    )  # fmt: skip
+    return found

@@ -1,0 +1,73 @@
+"""Input gradient: dx from the gradients of both gates and all four pools, the only pass of a backward that writes."""
+
+import triton
+import triton.language as tl
+
+from .tiles import known_multiple
+
+
+@triton.jit
+def _input_gradient(
+    d, g, s, low, high, spatial_at, c, mean_share, peak_share, channel_at, p,
+):  # fmt: skip
+    """g (d s + E) + da / P + [p == channel_at] dm; parts that are None are left out."""
+    if s is not None:
+        d = d * s[None, :] + tl.where(c[:, None] == spatial_at[None, :], high[None, :], low[None, :])
+    if g is not None:
+        d = d * g[:, None] + mean_share[:, None]
+        d += tl.where(p[None, :] == channel_at[:, None], peak_share[:, None], 0.0)
+    return d
+
+
+@triton.jit
+def input_gradient_tile(
+    d_ptr, dx_ptr,  # one sample: C P; d is the gradient of x * g * s
+    slopes_ptr, spatial_argmax_ptr,  # one sample: 3 P, P; None without spatial attention
+    gate_ptr, descent_ptr, channel_argmax_ptr,  # one sample: C, 2 C, C; None without channel attention
+    p, c_begin, c_end, C, P,
+    d_stride_c, d_stride_p, dx_stride_c, dx_stride_p,
+    BLOCK_C: tl.constexpr, VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """dx[c,p] = g (d s + E) + da / P + [p == argmax_p] dm for c in [c_begin, c_end) and a vector of pixels p.
+
+    E[c,p] = dmean / C + [c == argmax_c] dmax comes as the two values that it can have.
+    """
+    inside_p = p < P
+    s, low, high, spatial_at = None, None, None, None
+    if slopes_ptr is not None:
+        s = tl.load(slopes_ptr + p, mask=inside_p, other=0.0)
+        low = tl.load(slopes_ptr + P + p, mask=inside_p, other=0.0)
+        high = tl.load(slopes_ptr + 2 * P + p, mask=inside_p, other=0.0)
+        spatial_at = tl.load(spatial_argmax_ptr + p, mask=inside_p, other=0).to(tl.int32)
+    lane = tl.arange(0, BLOCK_C)
+    wide_c = (c_begin + lane).to(INDEX)[:, None]
+    wide_p = p.to(INDEX)[None, :]
+    d_ptrs = d_ptr + (wide_c * d_stride_c + wide_p * d_stride_p)
+    dx_ptrs = dx_ptr + (wide_c * dx_stride_c + wide_p * dx_stride_p)
+    g, mean_share, peak_share, channel_at = None, None, None, None
+    full = c_end - (c_end - c_begin) % BLOCK_C
+    for c0 in range(c_begin, full, BLOCK_C):
+        c = c0 + lane
+        d = tl.load(d_ptrs, mask=inside_p[None, :], eviction_policy="evict_first").to(ACC)
+        if gate_ptr is not None:
+            g = tl.load(gate_ptr + c)
+            mean_share = tl.load(descent_ptr + c)
+            peak_share = tl.load(descent_ptr + C + c)
+            channel_at = tl.load(channel_argmax_ptr + c).to(tl.int32)
+        dx = _input_gradient(d, g, s, low, high, spatial_at, c, mean_share, peak_share, channel_at, p)
+        tl.store(dx_ptrs, dx.to(dx_ptr.dtype.element_ty), mask=inside_p[None, :], eviction_policy="evict_first")
+        d_ptrs += BLOCK_C * d_stride_c
+        dx_ptrs += BLOCK_C * dx_stride_c
+    rest = known_multiple(c_end - full, VEC if CHANNELS_LAST else 1)
+    if rest > 0:
+        c = full + lane
+        inside_c = lane < rest
+        inside = inside_c[:, None] & inside_p[None, :]
+        d = tl.load(d_ptrs, mask=inside, eviction_policy="evict_first").to(ACC)
+        if gate_ptr is not None:
+            g = tl.load(gate_ptr + c, mask=inside_c)
+            mean_share = tl.load(descent_ptr + c, mask=inside_c)
+            peak_share = tl.load(descent_ptr + C + c, mask=inside_c)
+            channel_at = tl.load(channel_argmax_ptr + c, mask=inside_c).to(tl.int32)
+        dx = _input_gradient(d, g, s, low, high, spatial_at, c, mean_share, peak_share, channel_at, p)
+        tl.store(dx_ptrs, dx.to(dx_ptr.dtype.element_ty), mask=inside, eviction_policy="evict_first")

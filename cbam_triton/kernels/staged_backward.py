@@ -1,0 +1,158 @@
+"""The staged schedule of the backward: one launch a stage, every other one backwards over the batch."""
+
+import triton
+import triton.language as tl
+
+from .apply_gates import logit_gradient_tile
+from .channel_mlp import channel_gradient_tile, mlp_gradient_tile
+from .channel_pool import pool_grid
+from .input_gradient import input_gradient_tile
+from .spatial_gate import map_gradient_tile, norm_slope, normed
+from .staged import sample_and_tile
+from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
+
+
+@triton.jit(do_not_specialize=[
+    "x_stride_n", "x_stride_c", "x_stride_p", "dy_stride_n", "dy_stride_c", "dy_stride_p",
+    "dx_stride_n", "dx_stride_c", "dx_stride_p", "N", "C", "H", "W",
+])  # fmt: skip
+def logit_gradient_kernel(
+    x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr, z_ptr, dz_ptr,  # N C P thrice or None; N C or None; N P; N H+2(K//2) W
+    norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
+    x_stride_n, x_stride_c, x_stride_p, dy_stride_n, dy_stride_c, dy_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
+    N, C, H, W,
+    NORM_EPS: tl.constexpr, DY_ALIGNED: tl.constexpr, K: tl.constexpr,
+    VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    SPATIAL_C: tl.constexpr, SPATIAL_P: tl.constexpr, SPATIAL_KEEP: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the normed logits; a program owns SPATIAL_P pixels of one sample."""
+    C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
+    x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
+    dx_stride_c, dx_stride_p = known_strides(dx_stride_c, dx_stride_p, VEC, CHANNELS_LAST, INDEX)
+    dy_stride_n, dy_stride_c, dy_stride_p = gradient_strides(
+        dy_stride_n, dy_stride_c, dy_stride_p, DY_ALIGNED, VEC, CHANNELS_LAST, INDEX
+    )
+    n, tile = sample_and_tile(N, tl.cdiv(P, SPATIAL_P), False)
+    if gate_ptr is not None:
+        gate_ptr += n * C
+    if y_ptr is not None:
+        y_ptr += n * known_multiple(dx_stride_n, VEC)
+        dr_ptr += n * known_multiple(dx_stride_n, VEC)
+    logit_gradient_tile(
+        x_ptr + n * known_multiple(x_stride_n, VEC), dy_ptr + n * dy_stride_n, y_ptr, dr_ptr, gate_ptr, z_ptr + n * P,
+        dz_ptr + n * ((H + 2 * (K // 2)) * W), norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
+        tile, C, P, W, x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, dx_stride_c, dx_stride_p,
+        K // 2, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["N", "C", "H", "W"])
+def map_gradient_kernel(
+    dz_ptr, z_ptr, pool_ptr, conv_weight_ptr,  # N H+2(K//2) W; N P; N P 2; 2 K K
+    norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
+    slopes_ptr, share_ptr,  # N 3 P; N tiles 2 K K + 1 or None
+    N, C, H, W,
+    NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
+    MAP_P: tl.constexpr,
+):  # fmt: skip
+    """Back through the convolution; a program owns MAP_P pixels of one sample."""
+    P = H * W
+    tiles = tl.cdiv(P, MAP_P)
+    n, tile = sample_and_tile(N, tiles, False)
+    p = tile * MAP_P + tl.arange(0, MAP_P)
+    z = tl.load(z_ptr + n * P + p, mask=p < P, other=0.0)
+    s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
+    slope = tl.full((), 1.0, ACC) if GIVEN else norm_slope(norm_weight_ptr, norm_var_ptr, NORM_EPS, ACC)
+    if share_ptr is not None:
+        share_ptr += (n * tiles + tile) * (2 * K * K + 1)
+    map_gradient_tile(
+        dz_ptr + n * ((H + 2 * (K // 2)) * W), s, slope, pool_ptr + n * (2 * P), conv_weight_ptr,
+        slopes_ptr + n * (3 * P), share_ptr, p, C, P, W, K, BLOCK_K, ACC,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=[
+    "x_stride_n", "x_stride_c", "x_stride_p", "d_stride_n", "d_stride_c", "d_stride_p", "N", "C", "P", "R", "BLOCKS",
+])  # fmt: skip
+def channel_gradient_kernel(
+    x_ptr, d_ptr, slopes_ptr, argmax_ptr, gate_ptr, fc2_weight_ptr,  # N C P twice; N 3 P, N P, both or none; N C; C R
+    partial_ptr, counters_ptr,  # N blocks CHUNKS POOL_C, scratch; N blocks, zeroed
+    dq_ptr, dh_ptr,  # N C; N BLOCKS R, zeroed if BLOCKS > blocks
+    x_stride_n, x_stride_c, x_stride_p, d_stride_n, d_stride_c, d_stride_p,
+    N, C, P, R, BLOCKS,
+    D_ALIGNED: tl.constexpr,
+    VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    POOL_C: tl.constexpr, POOL_P: tl.constexpr, POOL_SPLIT: tl.constexpr, POOL_KEEP: tl.constexpr,
+    POOL_R: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the channel gate, last sample first; a program owns POOL_C channels of a chunk of pixels."""
+    C, P = known_sizes(C, P, VEC, CHANNELS_LAST)
+    x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
+    d_stride_n, d_stride_c, d_stride_p = gradient_strides(
+        d_stride_n, d_stride_c, d_stride_p, D_ALIGNED, VEC, CHANNELS_LAST, INDEX
+    )
+    blocks, chunks, chunk = pool_grid(C, P, POOL_C, POOL_P, POOL_SPLIT)
+    n, tile = sample_and_tile(N, blocks * chunks, True)
+    if slopes_ptr is not None:
+        slopes_ptr += n * (3 * P)
+        argmax_ptr += n * P
+    channel_gradient_tile(
+        x_ptr + n * known_multiple(x_stride_n, VEC), d_ptr + n * d_stride_n, slopes_ptr, argmax_ptr, gate_ptr + n * C,
+        fc2_weight_ptr, partial_ptr + n * (blocks * chunks * POOL_C), counters_ptr + n * blocks,
+        dq_ptr + n * C, dh_ptr + n * (BLOCKS * R),
+        tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p, d_stride_c, d_stride_p,
+        POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["N", "C", "P", "R", "BLOCKS"])
+def mlp_gradient_kernel(
+    dh_ptr, total_ptr, fc1_weight_ptr, hidden_ptr, descent_ptr,  # N BLOCKS R; N 2 R; R C; N 3 R; N 2 C
+    N, C, P, R, BLOCKS,
+    BLOCK_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr, MLP_SPLIT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the pooled channels; a program owns MLP_SPLIT channels of one sample."""
+    n, tile = sample_and_tile(N, tl.cdiv(C, MLP_SPLIT), False)
+    c_begin = tile * MLP_SPLIT
+    mlp_gradient_tile(
+        dh_ptr + n * (BLOCKS * R), total_ptr + n * (2 * R), fc1_weight_ptr, hidden_ptr + n * (3 * R),
+        descent_ptr + n * (2 * C), c_begin, tl.minimum(c_begin + MLP_SPLIT, C), C, P, R, BLOCKS,
+        MLP_T, MLP_C, BLOCK_R, ACC,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=[
+    "d_stride_n", "d_stride_c", "d_stride_p", "dx_stride_n", "dx_stride_c", "dx_stride_p", "N", "C", "P",
+])  # fmt: skip
+def input_gradient_kernel(
+    d_ptr, dx_ptr,  # N C P
+    slopes_ptr, spatial_argmax_ptr,  # N 3 P, N P; None without spatial attention
+    gate_ptr, descent_ptr, channel_argmax_ptr,  # N C, N 2 C, N C; None without channel attention
+    d_stride_n, d_stride_c, d_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
+    N, C, P,
+    D_ALIGNED: tl.constexpr,
+    VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    APPLY_C: tl.constexpr, APPLY_P: tl.constexpr, APPLY_SPLIT: tl.constexpr, BACKWARDS: tl.constexpr,
+):  # fmt: skip
+    """dx; a program owns APPLY_SPLIT channels of APPLY_P pixels of one sample."""
+    C, P = known_sizes(C, P, VEC, CHANNELS_LAST)
+    dx_stride_c, dx_stride_p = known_strides(dx_stride_c, dx_stride_p, VEC, CHANNELS_LAST, INDEX)
+    d_stride_n, d_stride_c, d_stride_p = gradient_strides(
+        d_stride_n, d_stride_c, d_stride_p, D_ALIGNED, VEC, CHANNELS_LAST, INDEX
+    )
+    pixel_tiles = tl.cdiv(P, APPLY_P)
+    n, tile = sample_and_tile(N, pixel_tiles * tl.cdiv(C, APPLY_SPLIT), BACKWARDS)
+    if slopes_ptr is not None:
+        slopes_ptr += n * (3 * P)
+        spatial_argmax_ptr += n * P
+    if gate_ptr is not None:
+        gate_ptr += n * C
+        descent_ptr += n * (2 * C)
+        channel_argmax_ptr += n * C
+    p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
+    c_begin = (tile // pixel_tiles) * APPLY_SPLIT
+    input_gradient_tile(
+        d_ptr + n * d_stride_n, dx_ptr + n * known_multiple(dx_stride_n, VEC), slopes_ptr, spatial_argmax_ptr,
+        gate_ptr, descent_ptr, channel_argmax_ptr, p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P,
+        d_stride_c, d_stride_p, dx_stride_c, dx_stride_p, APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC,
+    )  # fmt: skip

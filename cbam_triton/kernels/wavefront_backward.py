@@ -1,0 +1,166 @@
+"""The wavefront schedule of the backward: every stage in one launch, behind one another as in the forward."""
+
+import triton
+import triton.language as tl
+
+from .apply_gates import logit_gradient_tile
+from .channel_mlp import channel_gradient_tile, mlp_gradient_tile
+from .channel_pool import pool_grid
+from .input_gradient import input_gradient_tile
+from .signals import publish, wait_for
+from .spatial_gate import map_gradient_tile, norm_slope, normed
+from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
+from .wavefront import work_item
+
+
+@triton.jit
+def backward_item(
+    ticket, N, LAG, logit_tiles, map_tiles, channel_tiles, input_tiles,
+    LOGIT: tl.constexpr, MAP: tl.constexpr, CHANNEL: tl.constexpr,
+):  # fmt: skip
+    """(stage, n, tile) of a ticket for the stages 0 to 3 that there are: logit, map, channel and input gradient."""
+    lag = tl.minimum(LAG, N // (LOGIT + MAP + CHANNEL))
+    if LOGIT and CHANNEL:
+        return work_item(ticket, N, lag, 2 * lag, 3 * lag, logit_tiles, map_tiles, channel_tiles, input_tiles)
+    elif LOGIT:
+        return work_item(ticket, N, lag, lag, 2 * lag, logit_tiles, map_tiles, 0, input_tiles)
+    elif MAP:
+        second = channel_tiles if CHANNEL else 0
+        stage, n, tile = work_item(
+            ticket, N, lag, lag, (MAP + CHANNEL) * lag, map_tiles, second, 0, input_tiles
+        )  # fmt: skip
+        return tl.minimum(stage + 1, 3), n, tile
+    else:
+        stage, n, tile = work_item(ticket, N, 0, 0, lag, channel_tiles, 0, 0, input_tiles)
+        return tl.maximum(stage, 2), n, tile
+
+
+@triton.jit(do_not_specialize=[
+    "x_stride_n", "x_stride_c", "x_stride_p", "dy_stride_n", "dy_stride_c", "dy_stride_p",
+    "dx_stride_n", "dx_stride_c", "dx_stride_p", "N", "C", "H", "W", "R", "LAG",
+])  # fmt: skip
+def backward_wavefront(
+    x_ptr, dy_ptr,  # N C H W
+    y_ptr, dr_ptr,  # N C H W with dx's strides; None without ReLU
+    gate_ptr, channel_argmax_ptr, total_ptr,  # N C, N C, N 2 R; None without channel attention
+    pool_ptr, spatial_argmax_ptr, z_ptr,  # N H W 2, N H W, N H W; None without spatial attention
+    fc1_weight_ptr, fc2_weight_ptr, conv_weight_ptr,  # R C, C R, 2 K K
+    norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
+    dz_ptr,  # N H+2(K//2) W: scratch, or with GIVEN the gradient of the convolution's output
+    partial_ptr, dh_ptr, descent_ptr, slopes_ptr,  # N BLOCKS CHUNKS POOL_C, N BLOCKS R, N 2 C, N 3 H W; scratch
+    dq_ptr, hidden_ptr, share_ptr,  # N C, N 3 R, N tiles 2 K K + 1 or None: for the weights' gradients
+    dx_ptr,  # N C H W
+    # zeroed, 1 + N (4 + BLOCKS): ticket; of each sample: logit, map and channel gradients, descent, chunks of each block
+    counters_ptr,
+    x_stride_n, x_stride_c, x_stride_p, dy_stride_n, dy_stride_c, dy_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
+    N, C, H, W, R, LAG,
+    NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, DY_ALIGNED: tl.constexpr,
+    K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+    VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    POOL_C: tl.constexpr, POOL_P: tl.constexpr, POOL_SPLIT: tl.constexpr, POOL_KEEP: tl.constexpr,
+    POOL_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr,
+    SPATIAL_C: tl.constexpr, SPATIAL_P: tl.constexpr, SPATIAL_KEEP: tl.constexpr, MAP_P: tl.constexpr,
+    APPLY_C: tl.constexpr, APPLY_P: tl.constexpr, APPLY_SPLIT: tl.constexpr,
+):  # fmt: skip
+    """All of the backward of CBAM but the weights; each program takes a ticket and does that tile."""
+    CHANNEL: tl.constexpr = gate_ptr is not None
+    SPATIAL: tl.constexpr = conv_weight_ptr is not None
+    LOGIT: tl.constexpr = SPATIAL and not GIVEN
+    RADIUS: tl.constexpr = K // 2
+    TAPS: tl.constexpr = 2 * K * K + 1
+    C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
+    x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
+    dx_stride_c, dx_stride_p = known_strides(dx_stride_c, dx_stride_p, VEC, CHANNELS_LAST, INDEX)
+    dy_stride_n, dy_stride_c, dy_stride_p = gradient_strides(
+        dy_stride_n, dy_stride_c, dy_stride_p, DY_ALIGNED, VEC, CHANNELS_LAST, INDEX
+    )
+
+    ticket = tl.atomic_add(counters_ptr, 1, sem="relaxed", scope="gpu")
+    blocks, chunks, chunk = pool_grid(C, P, POOL_C, POOL_P, POOL_SPLIT)
+    logit_tiles = tl.cdiv(P, SPATIAL_P)
+    map_tiles = tl.cdiv(P, MAP_P)
+    pixel_tiles = tl.cdiv(P, APPLY_P)
+    stage, n, tile = backward_item(
+        ticket, N, LAG, logit_tiles, map_tiles, blocks * chunks, pixel_tiles * tl.cdiv(C, APPLY_SPLIT),
+        LOGIT, SPATIAL, CHANNEL,
+    )  # fmt: skip
+
+    n = n.to(tl.int64)
+    x_ptr += n * known_multiple(x_stride_n, VEC)
+    dy_ptr += n * dy_stride_n
+    logit_done_ptr = counters_ptr + (1 + n * (4 + blocks))
+    map_done_ptr = logit_done_ptr + 1
+    channel_done_ptr = logit_done_ptr + 2
+    descent_done_ptr = logit_done_ptr + 3
+    if CHANNEL:
+        gate_ptr += n * C
+        descent_ptr += n * (2 * C)
+    if SPATIAL:
+        dz_ptr += n * ((H + 2 * RADIUS) * W)
+        z_ptr += n * P
+        slopes_ptr += n * (3 * P)
+        spatial_argmax_ptr += n * P
+    dx_offset = n * known_multiple(dx_stride_n, VEC)
+    if y_ptr is not None:
+        d_ptr = dr_ptr + dx_offset
+        d_stride_c = dx_stride_c
+        d_stride_p = dx_stride_p
+        y_ptr += dx_offset
+        dr_ptr += dx_offset
+    else:
+        d_ptr = dy_ptr
+        d_stride_c = dy_stride_c
+        d_stride_p = dy_stride_p
+
+    if LOGIT and stage == 0:
+        logit_gradient_tile(
+            x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr, z_ptr, dz_ptr,
+            norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, tile, C, P, W,
+            x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, dx_stride_c, dx_stride_p,
+            RADIUS, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
+        )  # fmt: skip
+        publish(logit_done_ptr)
+    elif SPATIAL and stage == 1:
+        if LOGIT:
+            wait_for(logit_done_ptr, logit_tiles)
+        p = tile * MAP_P + tl.arange(0, MAP_P)
+        z = tl.load(z_ptr + p, mask=p < P, other=0.0)
+        s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
+        slope = tl.full((), 1.0, ACC) if GIVEN else norm_slope(norm_weight_ptr, norm_var_ptr, NORM_EPS, ACC)
+        if share_ptr is not None:
+            share_ptr += (n * map_tiles + tile) * TAPS
+        map_gradient_tile(
+            dz_ptr, s, slope, pool_ptr + n * (2 * P), conv_weight_ptr, slopes_ptr, share_ptr, p, C, P, W,
+            K, BLOCK_K, ACC,
+        )  # fmt: skip
+        publish(map_done_ptr)
+    elif CHANNEL and stage == 2:
+        if SPATIAL:
+            wait_for(map_done_ptr, map_tiles)
+        dh_ptr += n * (blocks * R)
+        finished = channel_gradient_tile(
+            x_ptr, d_ptr, slopes_ptr, spatial_argmax_ptr, gate_ptr, fc2_weight_ptr,
+            partial_ptr + n * (blocks * chunks * POOL_C), descent_done_ptr + 1, dq_ptr + n * C, dh_ptr,
+            tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p, d_stride_c, d_stride_p,
+            POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
+        )  # fmt: skip
+        if finished:
+            if publish(channel_done_ptr) == blocks - 1:
+                mlp_gradient_tile(
+                    dh_ptr, total_ptr + n * (2 * R), fc1_weight_ptr, hidden_ptr + n * (3 * R), descent_ptr,
+                    0, C, C, P, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC,
+                )  # fmt: skip
+                publish(descent_done_ptr)
+    else:
+        if CHANNEL:
+            wait_for(descent_done_ptr, 1)
+            channel_argmax_ptr += n * C
+        else:
+            wait_for(map_done_ptr, map_tiles)
+        p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
+        c_begin = (tile // pixel_tiles) * APPLY_SPLIT
+        input_gradient_tile(
+            d_ptr, dx_ptr + dx_offset, slopes_ptr, spatial_argmax_ptr, gate_ptr, descent_ptr, channel_argmax_ptr,
+            p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P, d_stride_c, d_stride_p, dx_stride_c, dx_stride_p,
+            APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC,
+        )  # fmt: skip
