@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from .spatial_gate import normed
-from .tiles import fold_sum, known_multiple, store_zero_rows
+from .spatial_gate import map_lead, map_size, normed
+from .tiles import fold_sum, known_multiple
 
 
 @triton.jit
@@ -64,8 +64,8 @@ def logit_gradient_tile(
     x_ptr, dy_ptr,  # one sample: C P
     y_ptr, dr_ptr,  # one sample: C P with the same strides; None without ReLU
     gate_ptr,  # one sample: C, or None for a gate of ones
-    z_ptr,  # one sample: P
-    dz_ptr,  # one sample: H + 2 RADIUS, W
+    z_ptr,  # one sample: P; the logits with a norm, else the gate
+    dz_ptr,  # one sample: map_size
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     tile, C, P, W,
     x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, y_stride_c, y_stride_p,
@@ -73,7 +73,7 @@ def logit_gradient_tile(
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, KEEP: tl.constexpr, VEC: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dz[p] = s (1 - s) sum_c dr x g, the gradient of the normed logit; the rows of zeros above and below it too.
+    """dz[p] = s (1 - s) sum_c dr x g, the gradient of the normed logit; the zeros before and after it too.
 
     dr is dy where y > 0 and is stored, or is dy itself. One program owns BLOCK_P pixels and all channels of one sample.
     """
@@ -120,8 +120,14 @@ def logit_gradient_tile(
         if gate_ptr is not None:
             x *= tl.load(gate_ptr + full + c, mask=inside_c, other=0.0)[:, None]
         total += fold_sum(tl.where(inside, x, 0.0), 0, KEEP, CHANNELS_LAST)
-    z = tl.load(z_ptr + p, mask=inside_p, other=0.0)
-    s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
-    tl.store(dz_ptr + RADIUS * W + p, tl.sum(total, 0) * s * (1 - s), mask=inside_p)
+    s = tl.load(z_ptr + p, mask=inside_p, other=0.0)
+    if norm_mean_ptr is not None:
+        s = tl.sigmoid(normed(s, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
+    lead = map_lead(W, RADIUS)
+    tl.store(dz_ptr + lead + p, tl.sum(total, 0) * s * (1 - s), mask=inside_p)
     if tile == 0:
-        store_zero_rows(dz_ptr, P, RADIUS * W, BLOCK_P)
+        zeros = tl.zeros([BLOCK_P], ACC)
+        for i0 in range(0, map_size(P, W, RADIUS) - P, BLOCK_P):
+            i = i0 + tl.arange(0, BLOCK_P)
+            i = tl.where(i < lead, i, i + P)
+            tl.store(dz_ptr + i, zeros, mask=i < map_size(P, W, RADIUS))

@@ -54,13 +54,13 @@ def channel_mlp_tile(
 
 
 @triton.jit
-def _gate_slope(x, d, slopes_ptr, argmax_ptr, c, p, inside_p, P, ACC: tl.constexpr):
+def _gate_slope(x, d, s_ptr, slopes_ptr, argmax_ptr, c, p, inside_p, P, ACC: tl.constexpr):
     """x (d s + E): its sum over the pixels is the gradient of the channel gate."""
     d = d.to(ACC)
     if slopes_ptr is not None:
-        s = tl.load(slopes_ptr + p, mask=inside_p)
-        low = tl.load(slopes_ptr + P + p, mask=inside_p)
-        high = tl.load(slopes_ptr + 2 * P + p, mask=inside_p)
+        s = tl.load(s_ptr + p, mask=inside_p)
+        low = tl.load(slopes_ptr + p, mask=inside_p)
+        high = tl.load(slopes_ptr + P + p, mask=inside_p)
         at = tl.load(argmax_ptr + p, mask=inside_p).to(tl.int32)
         d = d * s[None, :] + tl.where(c[:, None] == at[None, :], high[None, :], low[None, :])
     return x.to(ACC) * d
@@ -69,7 +69,7 @@ def _gate_slope(x, d, slopes_ptr, argmax_ptr, c, p, inside_p, P, ACC: tl.constex
 @triton.jit
 def channel_gradient_tile(
     x_ptr, d_ptr,  # one sample: C P; d is the gradient of x * g * s
-    slopes_ptr, argmax_ptr,  # one sample: 3 P, P; None without spatial attention
+    s_ptr, slopes_ptr, argmax_ptr,  # one sample: P, 2 P, P; None without spatial attention
     gate_ptr,  # one sample: C
     fc2_weight_ptr,  # C R
     partial_ptr,  # one sample: BLOCKS CHUNKS BLOCK_C, scratch
@@ -98,20 +98,20 @@ def channel_gradient_tile(
     d_ptrs = d_ptr + (wide_c * d_stride_c + wide_p * d_stride_p)
     totals = tl.zeros([BLOCK_C, KEEP], ACC)
     for p0 in range(0, p_end - p_begin - BLOCK_P + 1, BLOCK_P):
-        x = tl.load(x_ptrs, mask=inside_c[:, None], eviction_policy="evict_first")
+        x = tl.load(x_ptrs, mask=inside_c[:, None])
         x_ptrs += BLOCK_P * x_stride_p
         d = tl.load(d_ptrs, mask=inside_c[:, None])
         d_ptrs += BLOCK_P * d_stride_p
-        product = _gate_slope(x, d, slopes_ptr, argmax_ptr, c, p0 + p, None, P, ACC)
+        product = _gate_slope(x, d, s_ptr, slopes_ptr, argmax_ptr, c, p0 + p, None, P, ACC)
         totals += fold_sum(product, 1, KEEP, not CHANNELS_LAST)
     rest = known_multiple((p_end - p_begin) % BLOCK_P, 1 if CHANNELS_LAST else VEC)
     if rest > 0:
         inside_p = tl.arange(0, BLOCK_P) < rest
         inside = inside_c[:, None] & inside_p[None, :]
-        x = tl.load(x_ptrs, mask=inside, other=0.0, eviction_policy="evict_first")
+        x = tl.load(x_ptrs, mask=inside, other=0.0)
         d = tl.load(d_ptrs, mask=inside, other=0.0)
         p += p_end - p_begin - rest
-        product = _gate_slope(x, d, slopes_ptr, argmax_ptr, c, p, inside_p, P, ACC)
+        product = _gate_slope(x, d, s_ptr, slopes_ptr, argmax_ptr, c, p, inside_p, P, ACC)
         product = tl.where(inside, product, 0.0)
         totals += fold_sum(product, 1, KEEP, not CHANNELS_LAST)
     total = tl.sum(totals, 1)

@@ -53,6 +53,7 @@ class Config(NamedTuple):
     APPLY_P: int
     APPLY_SPLIT: int
     MAP_P: int
+    TAP_SPLIT: int
     num_warps: int
     programs_per_sm: int  # as many as registers allow, on sm_80
 
@@ -102,28 +103,30 @@ _TABLES: dict[tuple[str, bool, bool], tuple[_Shape, ...]] = {
         _Shape(8, 4, 512, 1 << 14, 4),
     ),
     ("wavefront", True, True): (
-        _Shape(2, 2, 128, 1 << 13, 8),
+        _Shape(2, 4, 128, 1 << 15, 6),
+        _Shape(2, 2, 128, 1 << 14, 8),
         _Shape(4, 2, 128, 1 << 14, 5),
-        _Shape(4, 1, 128, 1 << 13, 6),
     ),
     ("wavefront", False, True): (
-        _Shape(2, 2, 256, 1 << 13, 8),
+        _Shape(2, 2, 256, 1 << 14, 8),
+        _Shape(2, 4, 128, 1 << 14, 6),
         _Shape(4, 2, 256, 1 << 14, 5),
-        _Shape(2, 2, 128, 1 << 13, 8),
     ),
     ("staged", True, True): (
-        _Shape(2, 2, 128, 1 << 13, 12),
+        _Shape(2, 4, 128, 1 << 15, 8),
+        _Shape(2, 2, 128, 1 << 14, 12),
         _Shape(4, 2, 128, 1 << 14, 6),
     ),
     ("staged", False, True): (
-        _Shape(2, 2, 256, 1 << 13, 12),
+        _Shape(2, 2, 256, 1 << 14, 12),
+        _Shape(2, 4, 128, 1 << 14, 8),
         _Shape(4, 2, 256, 1 << 14, 6),
     ),
 }
 
 _WEIGHTS = 16  # of the MLP that a thread holds at once
 _STAGE_TILE = 1 << 15  # elements that a program of any other stage reads at most
-_MAP_TILE = 128  # pixels that a program takes back through the convolution; a share of its gradient for each
+_TAP_TILE = 1 << 12  # pixels over which a program correlates a row of taps
 
 
 def configs(schedule: str, problem: Problem) -> tuple[Config, ...]:
@@ -177,7 +180,8 @@ def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channe
         APPLY_C=spatial_c,
         APPLY_P=apply_p,
         APPLY_SPLIT=max(spatial_c, _STAGE_TILE // apply_p),
-        MAP_P=min(P, _MAP_TILE),
+        MAP_P=min(P, 128),
+        TAP_SPLIT=_TAP_TILE,
         num_warps=row.num_warps,
         programs_per_sm=row.programs_per_sm,
     )
@@ -231,19 +235,20 @@ def wavefront_tiles(problem: Problem, sizes: Sizes) -> int:
     return _gate_tiles(problem, sizes) + apply_tiles(problem, sizes)
 
 
-def map_tiles(problem: Problem, sizes: Sizes) -> int:
-    """Programs a sample that go back through the convolution."""
-    return _divide(problem.P, sizes["MAP_P"])
+def tap_chunks(problem: Problem) -> int:
+    """Shares a sample in the gradient of the convolution's weight."""
+    return _divide(problem.P, _TAP_TILE)
 
 
-def backward_tiles(problem: Problem, sizes: Sizes) -> int:
-    """Programs a sample in the wavefront of the backward."""
-    return wavefront_tiles(problem, sizes) + (map_tiles(problem, sizes) if problem.K else 0)
+def map_tiles(problem: Problem, sizes: Sizes, taps: bool = True) -> int:
+    """Programs a sample that go back through the convolution: to the maps, with `taps` to its weight too."""
+    return _divide(problem.P, sizes["MAP_P"]) + (tap_chunks(problem) * problem.K if taps else 0)
 
 
-def given_backward_tiles(problem: Problem, sizes: Sizes) -> int:
-    """Programs a sample in the wavefront of the backward that begins at the convolution's output."""
-    return backward_tiles(problem, sizes) - spatial_tiles(problem, sizes)
+def backward_tiles(problem: Problem, sizes: Sizes, taps: bool = True, logits: bool = True) -> int:
+    """Programs a sample in the wavefront of the backward; without `logits` it begins at the convolution's output."""
+    tiles = wavefront_tiles(problem, sizes) + (map_tiles(problem, sizes, taps) if problem.K else 0)
+    return tiles if logits else tiles - spatial_tiles(problem, sizes)
 
 
 def wavefront_logit_tiles(problem: Problem, sizes: Sizes) -> int:
@@ -264,8 +269,8 @@ def lag(problem: Problem, config: Config, device: DeviceFacts) -> int:
     a sample is x and its gradient, and there is a stage more if there is a convolution.
     """
     resident = config.programs_per_sm * device.sm_count
-    tiles = backward_tiles if problem.backward else wavefront_tiles
-    in_flight = resident / tiles(problem, config._asdict())
+    tiles = (backward_tiles if problem.backward else wavefront_tiles)(problem, config._asdict())
+    in_flight = resident / tiles
     stages = (2 if problem.R and problem.K else 1) + (1 if problem.backward and problem.K else 0)
     wanted = int(in_flight) + 1
     sample_bytes = problem.C * problem.P * problem.itemsize * (2 if problem.backward else 1)

@@ -1,5 +1,6 @@
 """The backward's launchers: from dy to the gradients of x, of the residual and of every parameter."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,13 @@ from .wavefront_backward import backward_wavefront
 from .weight_gradients import weight_gradients_kernel
 
 _TILE_N, _TILE_C, _TILE_R = 8, 32, 16  # of the kernel that adds the weights' gradients
+
+_MAP_TILES = {taps: functools.partial(table.map_tiles, taps=taps) for taps in (True, False)}
+_BACKWARD_TILES = {
+    (taps, logits): functools.partial(table.backward_tiles, taps=taps, logits=logits)
+    for taps in (True, False)
+    for logits in (True, False)
+}
 
 
 class Gradients(NamedTuple):
@@ -71,9 +79,10 @@ class _Backward(NamedTuple):
     dy_aligned: bool
     dr: Tensor | None  # dy where y > 0, with ReLU
     dx: Tensor
-    slopes: Tensor | None  # N 3 P
-    dz: Tensor | None  # N H+2(K//2) W
-    share: Tensor | None  # N tiles 2 K K + 1
+    s: Tensor | None  # N P
+    slopes: Tensor | None  # N 2 P
+    dz: Tensor | None  # N map_size
+    share: Tensor | None  # N chunks share_size
     dq: Tensor | None  # N C
     hidden: Tensor | None  # N 3 R
 
@@ -151,16 +160,18 @@ def _prepared(call: Call, dy: Tensor, needed: Needed) -> _Backward:
         strides = even_strides(dy)
     assert strides is not None
     dr = None if call.y is None else output_like(x)
-    slopes = dz = share = dq = hidden = None
+    s = slopes = dz = share = dq = hidden = None
     if problem.K:
-        slopes = call.empty(N * 3 * H * W)
-        dz = call.empty(N * (H + 2 * (problem.K // 2)) * W).view(N, -1, W)
+        s = call.kept.z if call.weights.norm_mean is None else call.empty(N * H * W)
+        slopes = call.empty(N * 2 * H * W)
+        dz = call.empty(N * _map_size(H * W, W, problem.K // 2))
         if needed.conv:
-            share = call.empty(N * table.map_tiles(problem, plan.rows[0]._asdict()) * (2 * problem.K**2 + 1))
+            size = 2 * problem.K * plan.constants["BLOCK_K"] + 8  # spatial_gate.share_size
+            share = call.empty(N * table.tap_chunks(problem) * size)
     if problem.R:
         dq, hidden = call.empty(N * C), call.empty(N * 3 * problem.R)
     aligned = _aligned(dy, strides, plan)
-    return _Backward(call, dy, strides, aligned, dr, output_like(x), slopes, dz, share, dq, hidden)
+    return _Backward(call, dy, strides, aligned, dr, output_like(x), s, slopes, dz, share, dq, hidden)
 
 
 def _aligned(dy: Tensor, strides: tuple[int, int, int], plan: Plan) -> bool:
@@ -169,6 +180,16 @@ def _aligned(dy: Tensor, strides: tuple[int, int, int], plan: Plan) -> bool:
     unit, other = (strides[1], strides[2]) if plan.problem.channels_last else (strides[2], strides[1])
     at_once = dy.data_ptr() % (vec * dy.element_size()) == 0
     return unit == 1 and other % vec == 0 and (strides[0] % vec == 0 or dy.shape[0] == 1) and at_once
+
+
+def _map_lead(W: int, radius: int) -> int:
+    """What `spatial_gate.map_lead` computes on the device."""
+    return -(-radius * W // 8) * 8
+
+
+def _map_size(P: int, W: int, radius: int) -> int:
+    """What `spatial_gate.map_size` computes on the device."""
+    return -(-(_map_lead(W, radius) + P + radius * W) // 8) * 8
 
 
 def _logit_gradient(run: _Backward) -> None:
@@ -185,9 +206,11 @@ def _norm_gradient(run: _Backward, batch_norm: bool) -> tuple[Tensor, Tensor]:
     """Gradients of the norm's weight and bias; with `batch_norm` dz becomes the gradient of what is normed."""
     weights, z = run.call.weights, run.call.kept.z
     assert z is not None and run.dz is not None and weights.norm_mean is not None and weights.norm_var is not None
-    border = run.call.plan.problem.K // 2
-    z = z.view(z.shape[0], *z.shape[2:])
-    dz = run.dz[:, border : border + z.shape[1]]
+    N, _, H, W = z.shape
+    radius = run.call.plan.problem.K // 2
+    lead = _map_lead(W, radius)
+    z = z.view(N, H * W)
+    dz = run.dz.view(N, _map_size(H * W, W, radius))[:, lead : lead + H * W]
     slope = torch.rsqrt(weights.norm_var.to(z.dtype) + weights.norm_eps)
     normal = (z - weights.norm_mean.to(z.dtype)) * slope
     dweight = (dz * normal).sum().view(1)
@@ -208,11 +231,11 @@ def _wavefront(run: _Backward, given: bool) -> None:
     dy, dy_strides, aligned = run.d if given else (run.dy, run.dy_strides, run.dy_aligned)
     y, dr = (None, None) if given else (call.y, run.dr)
     launch(
-        call, backward_wavefront, ("POOL", "MLP_T", "MLP_C", "SPATIAL", "MAP", "APPLY"),
-        table.given_backward_tiles if given else table.backward_tiles,
+        call, backward_wavefront, ("POOL", "MLP_T", "MLP_C", "SPATIAL", "MAP", "TAP", "APPLY"),
+        _BACKWARD_TILES[run.share is not None, not given],
         call.x, dy, y, dr, kept.gate, kept.channel_argmax, kept.total, kept.pool, kept.spatial_argmax, kept.z,
         call.weights.fc1_weight, call.weights.fc2_weight, call.weights.conv_weight, *call.weights[6:10],
-        run.dz, partial, dh, descent, run.slopes, run.dq, run.hidden, run.share, run.dx,
+        run.dz, partial, dh, descent, run.slopes, run.s, run.dq, run.hidden, run.share, run.dx,
         call.zeros(1 + N * (4 + plan.blocks)),
         *plan.strides[:3], *dy_strides, *plan.strides[3:], N, C, H, W, problem.R, plan.lag,
         NORM_EPS=call.weights.norm_eps, GIVEN=given, DY_ALIGNED=aligned,
@@ -229,15 +252,16 @@ def _staged(run: _Backward, needed: Needed, given: bool) -> None:
     descent = None
     if problem.K and (needed.x or needed.mlp or needed.conv):
         launch(
-            call, map_gradient_kernel, ("MAP",), table.map_tiles,
-            run.dz, kept.z, kept.pool, weights.conv_weight, *weights[6:10], run.slopes, run.share, N, C, H, W,
+            call, map_gradient_kernel, ("MAP", "TAP"), _MAP_TILES[run.share is not None],
+            run.dz, kept.z, kept.pool, weights.conv_weight, *weights[6:10], run.s, run.slopes, run.share,
+            N, C, H, W,
             NORM_EPS=weights.norm_eps, GIVEN=given,
         )  # fmt: skip
     if problem.R and (needed.x or needed.mlp):
         partial, dh, descent = _channel_scratch(run)
         launch(
             call, channel_gradient_kernel, ("POOL",), table.pool_tiles,
-            call.x, d, run.slopes, kept.spatial_argmax, kept.gate, weights.fc2_weight,
+            call.x, d, run.s, run.slopes, kept.spatial_argmax, kept.gate, weights.fc2_weight,
             partial, call.zeros(N * plan.blocks), run.dq, dh,
             *x_strides, *d_strides, N, C, P, problem.R, plan.blocks, D_ALIGNED=aligned,
         )  # fmt: skip
@@ -248,7 +272,7 @@ def _staged(run: _Backward, needed: Needed, given: bool) -> None:
     if needed.x:
         launch(
             call, input_gradient_kernel, ("APPLY",), table.apply_tiles,
-            d, run.dx, run.slopes, kept.spatial_argmax, kept.gate, descent, kept.channel_argmax,
+            d, run.dx, run.s, run.slopes, kept.spatial_argmax, kept.gate, descent, kept.channel_argmax,
             *d_strides, *dx_strides, N, C, P, D_ALIGNED=aligned, BACKWARDS=problem.R == 0,
         )  # fmt: skip
 
@@ -278,11 +302,11 @@ def _weight_gradients(run: _Backward, needed: Needed) -> list[Tensor | None]:
     tiles = (-(-C // _TILE_C) * -(-problem.R // _TILE_R) if mlp else 0) + (
         -(-(2 * problem.K**2 + 1) // _TILE_C) if conv else 0
     )
-    shares = N * table.map_tiles(problem, call.plan.rows[0]._asdict()) if conv else 0
+    shares = N * table.tap_chunks(problem) if conv else 0
     launch_once(
         call, weight_gradients_kernel, tiles,
         run.dq if mlp else None, run.hidden if mlp else None, call.kept.pools if mlp else None,
         run.share if conv else None, *found, N, C, problem.R, shares,
-        BLOCK_N=_TILE_N, BLOCK_C=_TILE_C, BLOCK_R=_TILE_R,
+        BLOCK_N=min(_TILE_N, 1 << (N - 1).bit_length()), BLOCK_C=_TILE_C, BLOCK_R=_TILE_R,
     )  # fmt: skip
     return found

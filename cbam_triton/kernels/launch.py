@@ -49,7 +49,7 @@ class Kept(NamedTuple):
     total: Tensor | None = None  # N 2 R: the MLP's hidden vectors before ReLU
     pool: Tensor | None = None  # N H W 2: mean and maximum over the channels, in x's dtype
     spatial_argmax: Tensor | None = None  # N H W: the channel of each pixel's maximum
-    z: Tensor | None = None  # N 1 H W: the convolution's output, before the norm
+    z: Tensor | None = None  # N 1 H W: the convolution's output, before the norm; without a norm the gate
 
 
 _NOTHING = Weights(None, None, None, None, None, None)

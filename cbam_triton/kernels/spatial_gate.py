@@ -3,9 +3,6 @@
 import triton
 import triton.language as tl
 
-from .tiles import rounded_product
-
-
 @triton.jit
 def spatial_logit(
     pool_ptr,  # one sample: H + 2 RADIUS, W, 2
@@ -64,45 +61,105 @@ def norm_slope(norm_weight_ptr, norm_var_ptr, NORM_EPS: tl.constexpr, ACC: tl.co
 
 
 @triton.jit
-def map_gradient_tile(
-    dz_ptr,  # one sample: H + 2 RADIUS, W; gradient of the normed logit
-    s, slope,  # [BLOCK_P]; d norm(z) / d z
-    pool_ptr,  # one sample: P 2
-    conv_weight_ptr,  # 2 K K
-    slopes_ptr,  # one sample: 3 P
-    share_ptr,  # this tile: 2 K K + 1, or None
-    p, C, P, W,
-    K: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Back through the convolution: per pixel what x's gradient needs, per tile a share of the parameters' gradient.
+def map_lead(W, RADIUS: tl.constexpr):
+    """Elements before the first pixel of a sample's dz: RADIUS rows of zeros, in whole sectors of float32."""
+    return tl.cdiv(RADIUS * W, 8) * 8
 
-    slopes = (s, dmean / C, dmean / C + dmax), where dmean and dmax are the gradients of the two pooled maps: the
-    transposed convolution of dz. share = (dw, db), this tile's correlation of the pooled maps with dz.
-    One program owns a vector of pixels p of one sample. Both sums read the same K x K neighbours of dz.
+
+@triton.jit
+def map_size(P, W, RADIUS: tl.constexpr):
+    """Elements of a sample's dz with the zeros before and after it."""
+    return tl.cdiv(map_lead(W, RADIUS) + P + RADIUS * W, 8) * 8
+
+
+@triton.jit
+def _column(p, P, W):
+    """The column of pixels p; none of any map for those past the end."""
+    return tl.where(p < P, p % W, -(1 << 20))
+
+
+@triton.jit
+def map_gradient_tile(
+    dz_ptr,  # one sample: map_size; gradient of the normed logit
+    z_ptr,  # one sample: P; the logits with a norm, else the gate
+    conv_weight_ptr,  # 2 K K
+    norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
+    s_ptr, slopes_ptr,  # one sample: P, 2 P; without a norm s is z_ptr's
+    p, C, P, W,
+    NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """slopes = (dmean / C, dmean / C + dmax), and with a norm s, where dmean and dmax are the gradients of the two pooled maps.
+
+    These are the transposed convolution of dz. One program owns a vector of pixels p of one sample. With GIVEN dz is
+    already that of the unnormed logit.
     """
-    RADIUS: tl.constexpr = K // 2
-    inside_p = p < P
+    dmean = tl.zeros([p.shape[0]], ACC)
+    dmax = tl.zeros([p.shape[0]], ACC)
+    inside = p < P
+    column = _column(p, P, W)
+    dz_ptrs = dz_ptr + (map_lead(W, K // 2) - (K // 2) * (W + 1) + p)
+    for kh in range(K):
+        for kw in tl.static_range(K):
+            # The neighbour at (kh, kw) saw this pixel through the opposite tap.
+            tap = K * K - 1 - kh * K - kw
+            on_row = (column >= K // 2 - kw) & (column < W + K // 2 - kw)
+            dz = tl.load(dz_ptrs + kw, mask=on_row, other=0.0)
+            dmean += dz * tl.load(conv_weight_ptr + tap).to(ACC)
+            dmax += dz * tl.load(conv_weight_ptr + K * K + tap).to(ACC)
+        dz_ptrs += W
+    slope = tl.full((), 1.0, ACC) if GIVEN else norm_slope(norm_weight_ptr, norm_var_ptr, NORM_EPS, ACC)
+    if norm_mean_ptr is not None:
+        z = tl.load(z_ptr + p, mask=inside, other=0.0)
+        z = normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC)
+        tl.store(s_ptr + p, tl.sigmoid(z), mask=inside)
+    low = slope * dmean / C
+    tl.store(slopes_ptr + p, low, mask=inside)
+    tl.store(slopes_ptr + P + p, low + slope * dmax, mask=inside)
+
+
+@triton.jit
+def share_size(K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Elements of a share of the convolution's gradient: K rows of BLOCK_K taps of both maps, and a sector for the bias."""
+    return 2 * K * BLOCK_K + 8
+
+
+@triton.jit
+def tap_gradient_tile(
+    dz_ptr,  # one sample: map_size; gradient of the normed logit
+    pool_ptr,  # one sample: P 2
+    norm_weight_ptr, norm_var_ptr,  # 1 or None
+    share_ptr,  # these pixels: K 2 BLOCK_K, then 1
+    kh, p_begin, p_end, P, W,
+    NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """share = (dw, db): the correlation of the pooled maps with dz over the pixels in [p_begin, p_end).
+
+    One program owns a row of taps, that which sees the neighbours in row kh; the first also the bias.
+    """
     kw = tl.arange(0, BLOCK_K)
-    column = (p % W)[:, None] + (kw - RADIUS)[None, :]
-    inside = (column >= 0) & (column < W) & ((kw < K)[None, :] & inside_p[:, None])
-    dz_ptrs = dz_ptr + ((p - RADIUS)[:, None] + kw[None, :])
-    mean = tl.load(pool_ptr + 2 * p, mask=inside_p, other=0.0).to(ACC)[:, None]
-    peak = tl.load(pool_ptr + 2 * p + 1, mask=inside_p, other=0.0).to(ACC)[:, None]
-    dmean = tl.zeros([p.shape[0], BLOCK_K], ACC)
-    dmax = tl.zeros([p.shape[0], BLOCK_K], ACC)
-    for kh in tl.static_range(K):
-        # The neighbour at (kh, kw) saw this pixel through the opposite tap.
-        tap = (K - 1 - kh) * K + K - 1 - kw
-        dz = tl.load(dz_ptrs + kh * W, mask=inside, other=0.0)
-        dmean += dz * tl.load(conv_weight_ptr + tap, mask=kw < K, other=0.0).to(ACC)[None, :]
-        dmax += dz * tl.load(conv_weight_ptr + K * K + tap, mask=kw < K, other=0.0).to(ACC)[None, :]
-        if share_ptr is not None:
-            tl.store(share_ptr + tap, slope * tl.sum(rounded_product(dz, mean), 0), mask=kw < K)
-            tl.store(share_ptr + K * K + tap, slope * tl.sum(rounded_product(dz, peak), 0), mask=kw < K)
-    if share_ptr is not None:
-        dz = tl.load(dz_ptr + RADIUS * W + p, mask=inside_p, other=0.0)
-        tl.store(share_ptr + 2 * K * K, slope * tl.sum(dz, 0))
-    low = slope * tl.sum(dmean, 1) / C
-    tl.store(slopes_ptr + p, s, mask=inside_p)
-    tl.store(slopes_ptr + P + p, low, mask=inside_p)
-    tl.store(slopes_ptr + 2 * P + p, low + slope * tl.sum(dmax, 1), mask=inside_p)
+    dz_ptr += map_lead(W, K // 2)
+    # Times a one that the compiler does not know for one: threads then lie along the pixels, which saves the exchange of
+    # taps between threads in every sum.
+    columns = kw * tl.minimum(W, 1)
+    mean = tl.zeros([BLOCK_K, BLOCK_P], ACC)
+    peak = tl.zeros([BLOCK_K, BLOCK_P], ACC)
+    db = tl.zeros([BLOCK_P], ACC)
+    for p0 in range(p_begin, p_end, BLOCK_P):
+        p = p0 + tl.arange(0, BLOCK_P)
+        inside = p < P
+        column = _column(p, P, W)[None, :] + (kw - K // 2)[:, None]
+        on_row = (column >= 0) & (column < W) & (kw < K)[:, None]
+        row = p + (kh * W - (K // 2) * (W + 1))
+        dz = tl.load(dz_ptr + (row[None, :] + columns[:, None]), mask=on_row, other=0.0)
+        mean += dz * tl.load(pool_ptr + 2 * p, mask=inside, other=0.0).to(ACC)[None, :]
+        peak += dz * tl.load(pool_ptr + 2 * p + 1, mask=inside, other=0.0).to(ACC)[None, :]
+        if kh == 0:
+            db += tl.load(dz_ptr + p, mask=inside, other=0.0)
+    slope = tl.full((), 1.0, ACC) if GIVEN else norm_slope(norm_weight_ptr, norm_var_ptr, NORM_EPS, ACC)
+    # The neighbour at (kh, kw) is what the opposite tap saw. Taps that there are not are stored too: whole sectors.
+    share_ptrs = share_ptr + (K - 1 - kh) * (2 * BLOCK_K) + tl.where(kw < K, K - 1 - kw, kw)
+    tl.store(share_ptrs, slope * tl.sum(mean, 1))
+    tl.store(share_ptrs + BLOCK_K, slope * tl.sum(peak, 1))
+    if kh == 0:
+        tl.store(share_ptr + 2 * K * BLOCK_K, slope * tl.sum(db, 0))

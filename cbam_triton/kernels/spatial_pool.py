@@ -12,7 +12,6 @@ from .tiles import (
     maximum,
     reduce_max,
     rounded_product,
-    store_zero_rows,
 )
 
 
@@ -74,7 +73,12 @@ def spatial_pool_tile(
         first = _first_channel(x_ptr, gate_ptr, peak, start, p, inside_p, C, x_stride_c, x_stride_p, GROUP, INDEX, ACC)
         tl.store(argmax_ptr + p, first.to(argmax_ptr.dtype.element_ty), mask=inside_p)
     if tile == 0:
-        store_zero_rows(pool_ptr, 2 * P, 2 * RADIUS * W, BLOCK_P)
+        border = 2 * RADIUS * W
+        for i0 in range(0, border, BLOCK_P):
+            i = i0 + tl.arange(0, BLOCK_P)
+            zeros = tl.zeros([BLOCK_P], ACC)
+            tl.store(pool_ptr + i, zeros, mask=i < border)
+            tl.store(pool_ptr + 2 * P + border + i, zeros, mask=i < border)
 
 
 @triton.jit

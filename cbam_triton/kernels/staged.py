@@ -123,7 +123,8 @@ def apply_gates_kernel(
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     APPLY_C: tl.constexpr, APPLY_P: tl.constexpr, APPLY_SPLIT: tl.constexpr, BACKWARDS: tl.constexpr,
 ):  # fmt: skip
-    """y = act(x * g * sigmoid(norm(z)) + residual); z is given, or made from pool and kept where there is a place.
+    """y = act(x * g * sigmoid(norm(z)) + residual); z is given, or made from pool and kept where there is a place,
+    or the gate is if there is no norm.
 
     A program owns APPLY_SPLIT channels of APPLY_P pixels.
     """
@@ -138,10 +139,10 @@ def apply_gates_kernel(
     if pool_ptr is not None:
         pool_ptr += n * (2 * (H + 2 * (K // 2)) * W)
         z = spatial_logit(pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, K, BLOCK_K, ACC)
+        s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
         if z_ptr is not None:
             if c_begin == 0:
-                tl.store(z_ptr + n * P + p, z, mask=p < P)
-        s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
+                tl.store(z_ptr + n * P + p, z if norm_mean_ptr is not None else s, mask=p < P)
     elif z_ptr is not None:
         z = tl.load(z_ptr + n * P + p, mask=p < P, other=0.0).to(ACC)
         s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))

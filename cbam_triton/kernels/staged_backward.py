@@ -7,7 +7,7 @@ from .apply_gates import logit_gradient_tile
 from .channel_mlp import channel_gradient_tile, mlp_gradient_tile
 from .channel_pool import pool_grid
 from .input_gradient import input_gradient_tile
-from .spatial_gate import map_gradient_tile, norm_slope, normed
+from .spatial_gate import map_gradient_tile, map_size, share_size, tap_gradient_tile
 from .staged import sample_and_tile
 from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
 
@@ -17,7 +17,7 @@ from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
     "dx_stride_n", "dx_stride_c", "dx_stride_p", "N", "C", "H", "W",
 ])  # fmt: skip
 def logit_gradient_kernel(
-    x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr, z_ptr, dz_ptr,  # N C P thrice or None; N C or None; N P; N H+2(K//2) W
+    x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr, z_ptr, dz_ptr,  # N C P thrice or None; N C or None; N P; N map_size
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     x_stride_n, x_stride_c, x_stride_p, dy_stride_n, dy_stride_c, dy_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
     N, C, H, W,
@@ -40,7 +40,7 @@ def logit_gradient_kernel(
         dr_ptr += n * known_multiple(dx_stride_n, VEC)
     logit_gradient_tile(
         x_ptr + n * known_multiple(x_stride_n, VEC), dy_ptr + n * dy_stride_n, y_ptr, dr_ptr, gate_ptr, z_ptr + n * P,
-        dz_ptr + n * ((H + 2 * (K // 2)) * W), norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
+        dz_ptr + n * map_size(P, W, K // 2), norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
         tile, C, P, W, x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, dx_stride_c, dx_stride_p,
         K // 2, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
     )  # fmt: skip
@@ -48,34 +48,40 @@ def logit_gradient_kernel(
 
 @triton.jit(do_not_specialize=["N", "C", "H", "W"])
 def map_gradient_kernel(
-    dz_ptr, z_ptr, pool_ptr, conv_weight_ptr,  # N H+2(K//2) W; N P; N P 2; 2 K K
+    dz_ptr, z_ptr, pool_ptr, conv_weight_ptr,  # N map_size; N P; N P 2; 2 K K
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
-    slopes_ptr, share_ptr,  # N 3 P; N tiles 2 K K + 1 or None
+    s_ptr, slopes_ptr, share_ptr,  # N P, not written without a norm; N 2 P; N chunks share_size or None
     N, C, H, W,
     NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
-    MAP_P: tl.constexpr,
+    MAP_P: tl.constexpr, TAP_SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Back through the convolution; a program owns MAP_P pixels of one sample."""
+    """Back through the convolution; a program owns MAP_P pixels, or a row of taps over TAP_SPLIT of them."""
     P = H * W
-    tiles = tl.cdiv(P, MAP_P)
-    n, tile = sample_and_tile(N, tiles, False)
-    p = tile * MAP_P + tl.arange(0, MAP_P)
-    z = tl.load(z_ptr + n * P + p, mask=p < P, other=0.0)
-    s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
-    slope = tl.full((), 1.0, ACC) if GIVEN else norm_slope(norm_weight_ptr, norm_var_ptr, NORM_EPS, ACC)
-    if share_ptr is not None:
-        share_ptr += (n * tiles + tile) * (2 * K * K + 1)
-    map_gradient_tile(
-        dz_ptr + n * ((H + 2 * (K // 2)) * W), s, slope, pool_ptr + n * (2 * P), conv_weight_ptr,
-        slopes_ptr + n * (3 * P), share_ptr, p, C, P, W, K, BLOCK_K, ACC,
-    )  # fmt: skip
+    map_tiles = tl.cdiv(P, MAP_P)
+    tap_chunks = tl.cdiv(P, TAP_SPLIT) if share_ptr is not None else 0
+    n, tile = sample_and_tile(N, map_tiles + tap_chunks * K, False)
+    dz_ptr += n * map_size(P, W, K // 2)
+    if tile < map_tiles:
+        map_gradient_tile(
+            dz_ptr, z_ptr + n * P, conv_weight_ptr, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
+            s_ptr + n * P, slopes_ptr + n * (2 * P), tile * MAP_P + tl.arange(0, MAP_P), C, P, W, NORM_EPS, GIVEN, K, ACC,
+        )  # fmt: skip
+    else:
+        chunk = (tile - map_tiles) // K
+        tap_gradient_tile(
+            dz_ptr, pool_ptr + n * (2 * P), norm_weight_ptr, norm_var_ptr,
+            share_ptr + (n * tap_chunks + chunk) * share_size(K, BLOCK_K),
+            (tile - map_tiles) % K, chunk * TAP_SPLIT, tl.minimum((chunk + 1) * TAP_SPLIT, P), P, W,
+            NORM_EPS, GIVEN, K, BLOCK_K, MAP_P, ACC,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=[
     "x_stride_n", "x_stride_c", "x_stride_p", "d_stride_n", "d_stride_c", "d_stride_p", "N", "C", "P", "R", "BLOCKS",
 ])  # fmt: skip
 def channel_gradient_kernel(
-    x_ptr, d_ptr, slopes_ptr, argmax_ptr, gate_ptr, fc2_weight_ptr,  # N C P twice; N 3 P, N P, both or none; N C; C R
+    x_ptr, d_ptr, s_ptr, slopes_ptr, argmax_ptr,  # N C P twice; N P, N 2 P, N P, None without spatial attention
+    gate_ptr, fc2_weight_ptr,  # N C; C R
     partial_ptr, counters_ptr,  # N blocks CHUNKS POOL_C, scratch; N blocks, zeroed
     dq_ptr, dh_ptr,  # N C; N BLOCKS R, zeroed if BLOCKS > blocks
     x_stride_n, x_stride_c, x_stride_p, d_stride_n, d_stride_c, d_stride_p,
@@ -94,11 +100,12 @@ def channel_gradient_kernel(
     blocks, chunks, chunk = pool_grid(C, P, POOL_C, POOL_P, POOL_SPLIT)
     n, tile = sample_and_tile(N, blocks * chunks, True)
     if slopes_ptr is not None:
-        slopes_ptr += n * (3 * P)
+        s_ptr += n * P
+        slopes_ptr += n * (2 * P)
         argmax_ptr += n * P
     channel_gradient_tile(
-        x_ptr + n * known_multiple(x_stride_n, VEC), d_ptr + n * d_stride_n, slopes_ptr, argmax_ptr, gate_ptr + n * C,
-        fc2_weight_ptr, partial_ptr + n * (blocks * chunks * POOL_C), counters_ptr + n * blocks,
+        x_ptr + n * known_multiple(x_stride_n, VEC), d_ptr + n * d_stride_n, s_ptr, slopes_ptr, argmax_ptr,
+        gate_ptr + n * C, fc2_weight_ptr, partial_ptr + n * (blocks * chunks * POOL_C), counters_ptr + n * blocks,
         dq_ptr + n * C, dh_ptr + n * (BLOCKS * R),
         tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p, d_stride_c, d_stride_p,
         POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
@@ -126,7 +133,7 @@ def mlp_gradient_kernel(
 ])  # fmt: skip
 def input_gradient_kernel(
     d_ptr, dx_ptr,  # N C P
-    slopes_ptr, spatial_argmax_ptr,  # N 3 P, N P; None without spatial attention
+    s_ptr, slopes_ptr, spatial_argmax_ptr,  # N P, N 2 P, N P; None without spatial attention
     gate_ptr, descent_ptr, channel_argmax_ptr,  # N C, N 2 C, N C; None without channel attention
     d_stride_n, d_stride_c, d_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
     N, C, P,
@@ -143,7 +150,8 @@ def input_gradient_kernel(
     pixel_tiles = tl.cdiv(P, APPLY_P)
     n, tile = sample_and_tile(N, pixel_tiles * tl.cdiv(C, APPLY_SPLIT), BACKWARDS)
     if slopes_ptr is not None:
-        slopes_ptr += n * (3 * P)
+        s_ptr += n * P
+        slopes_ptr += n * (2 * P)
         spatial_argmax_ptr += n * P
     if gate_ptr is not None:
         gate_ptr += n * C
@@ -152,7 +160,7 @@ def input_gradient_kernel(
     p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
     c_begin = (tile // pixel_tiles) * APPLY_SPLIT
     input_gradient_tile(
-        d_ptr + n * d_stride_n, dx_ptr + n * known_multiple(dx_stride_n, VEC), slopes_ptr, spatial_argmax_ptr,
-        gate_ptr, descent_ptr, channel_argmax_ptr, p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P,
+        d_ptr + n * d_stride_n, dx_ptr + n * known_multiple(dx_stride_n, VEC), s_ptr, slopes_ptr,
+        spatial_argmax_ptr, gate_ptr, descent_ptr, channel_argmax_ptr, p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P,
         d_stride_c, d_stride_p, dx_stride_c, dx_stride_p, APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC,
     )  # fmt: skip

@@ -128,13 +128,3 @@ def gradient_strides(
         return known_multiple(stride_n, VEC), stride_c, stride_p
     else:
         return stride_n, stride_c.to(INDEX), stride_p.to(INDEX)
-
-
-@triton.jit
-def store_zero_rows(map_ptr, size, border, BLOCK: tl.constexpr):
-    """Zeros before and after `size` values of a map: `border` of each."""
-    zeros = tl.zeros([BLOCK], map_ptr.dtype.element_ty)
-    for i0 in range(0, border, BLOCK):
-        i = i0 + tl.arange(0, BLOCK)
-        tl.store(map_ptr + i, zeros, mask=i < border)
-        tl.store(map_ptr + border + size + i, zeros, mask=i < border)

@@ -20,9 +20,25 @@ def work_item(ticket, N, LAG_B, LAG_C, LAG_D, TILES_A, TILES_B, TILES_C, TILES_D
     samples exist. Up to step N the number of tickets before a step is convex and piecewise linear in it, so its inverse
     is the least of the pieces' inverses; after step N it is concave, and the inverse is the greatest.
     A step's tiles come in the order D, C, B, A: x of the oldest sample leaves L2 before that of the newest comes.
-    Without a lag, which is for N = 1 alone, the order is A, B, C, D.
+    Without a lag, which is for few samples, it is all of A, then all of B, of C, of D.
     Needs TILES_A, TILES_D >= 1, TILES_B, TILES_C >= 0 and LAG_B <= LAG_C <= LAG_D <= N.
     """
+    if LAG_D == 0:
+        begin_b = N * TILES_A
+        begin_c = begin_b + N * TILES_B
+        begin_d = begin_c + N * TILES_C
+        stage = (ticket >= begin_b).to(tl.int32) + (ticket >= begin_c).to(tl.int32) + (ticket >= begin_d).to(tl.int32)
+        begin = tl.where(stage == 0, 0, tl.where(stage == 1, begin_b, tl.where(stage == 2, begin_c, begin_d)))
+        tiles = tl.where(stage == 0, TILES_A, tl.where(stage == 1, TILES_B, tl.where(stage == 2, TILES_C, TILES_D)))
+        n = (ticket - begin) // tiles
+        tile = (ticket - begin) % tiles
+    else:
+        stage, n, tile = _item_in_step(ticket, N, LAG_B, LAG_C, LAG_D, TILES_A, TILES_B, TILES_C, TILES_D)
+    return stage, n, tile
+
+
+@triton.jit
+def _item_in_step(ticket, N, LAG_B, LAG_C, LAG_D, TILES_A, TILES_B, TILES_C, TILES_D):
     missing_b = TILES_B * LAG_B
     missing_c = TILES_C * LAG_C
     missing_d = TILES_D * LAG_D
@@ -42,8 +58,7 @@ def work_item(ticket, N, LAG_B, LAG_C, LAG_D, TILES_A, TILES_B, TILES_C, TILES_D
     end_a = tl.where(step < N, TILES_A, 0)
     end_b = end_a + tl.where((step >= LAG_B) & (step < N + LAG_B), TILES_B, 0)
     end_c = end_b + tl.where((step >= LAG_C) & (step < N + LAG_C), TILES_C, 0)
-    if LAG_D > 0:
-        slot = end_c + tl.where(step >= LAG_D, TILES_D, 0) - 1 - slot
+    slot = end_c + tl.where(step >= LAG_D, TILES_D, 0) - 1 - slot
     stage = (slot >= end_a).to(tl.int32) + (slot >= end_b).to(tl.int32) + (slot >= end_c).to(tl.int32)
     n = step - tl.where(stage == 0, 0, tl.where(stage == 1, LAG_B, tl.where(stage == 2, LAG_C, LAG_D)))
     tile = slot - tl.where(stage == 0, 0, tl.where(stage == 1, end_a, tl.where(stage == 2, end_b, end_c)))
@@ -62,7 +77,7 @@ def cbam_wavefront(
     gate_ptr,  # N C
     pool_ptr,  # N H+2(K//2) W 2, scratch
     y_ptr,  # N C H W, or None to stop at the logits
-    # kept for a backward, or None: the logits N H W; channel attention's N 2 C, N C, N 2 R; spatial attention's
+    # kept for a backward, or None: the logits N H W, or the gate if there is no norm; channel attention's N 2 C, N C, N 2 R; spatial attention's
     # N H W 2, N H W
     z_ptr, pools_ptr, channel_argmax_ptr, total_ptr, kept_ptr, spatial_argmax_ptr,
     # zeroed, 1 + N (3 + BLOCKS): ticket; of each sample: blocks pooled, gate made, spatial tiles, chunks of each block
@@ -144,10 +159,10 @@ def cbam_wavefront(
         if SPATIAL:
             wait_for(spatial_done_ptr, spatial_tiles)
             z = spatial_logit(pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, K, BLOCK_K, ACC)
+            s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
             if z_ptr is not None:
                 if c_begin == 0:
-                    tl.store(z_ptr + n * P + p, z, mask=p < P)
-            s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
+                    tl.store(z_ptr + n * P + p, z if LOGITS or norm_mean_ptr is not None else s, mask=p < P)
         else:
             wait_for(gate_done_ptr, 1)
         if not LOGITS:

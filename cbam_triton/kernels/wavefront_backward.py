@@ -8,7 +8,7 @@ from .channel_mlp import channel_gradient_tile, mlp_gradient_tile
 from .channel_pool import pool_grid
 from .input_gradient import input_gradient_tile
 from .signals import publish, wait_for
-from .spatial_gate import map_gradient_tile, norm_slope, normed
+from .spatial_gate import map_gradient_tile, map_size, share_size, tap_gradient_tile
 from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
 from .wavefront import work_item
 
@@ -43,12 +43,13 @@ def backward_wavefront(
     x_ptr, dy_ptr,  # N C H W
     y_ptr, dr_ptr,  # N C H W with dx's strides; None without ReLU
     gate_ptr, channel_argmax_ptr, total_ptr,  # N C, N C, N 2 R; None without channel attention
-    pool_ptr, spatial_argmax_ptr, z_ptr,  # N H W 2, N H W, N H W; None without spatial attention
+    pool_ptr, spatial_argmax_ptr, z_ptr,  # N H W 2, N H W, N H W (logits with a norm, else gate); None without spatial attention
     fc1_weight_ptr, fc2_weight_ptr, conv_weight_ptr,  # R C, C R, 2 K K
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
-    dz_ptr,  # N H+2(K//2) W: scratch, or with GIVEN the gradient of the convolution's output
-    partial_ptr, dh_ptr, descent_ptr, slopes_ptr,  # N BLOCKS CHUNKS POOL_C, N BLOCKS R, N 2 C, N 3 H W; scratch
-    dq_ptr, hidden_ptr, share_ptr,  # N C, N 3 R, N tiles 2 K K + 1 or None: for the weights' gradients
+    dz_ptr,  # N map_size: scratch, or with GIVEN the gradient of the convolution's output
+    partial_ptr, dh_ptr, descent_ptr, slopes_ptr,  # N BLOCKS CHUNKS POOL_C, N BLOCKS R, N 2 C, N 2 H W; scratch
+    s_ptr,  # N H W: scratch with a norm, else z's
+    dq_ptr, hidden_ptr, share_ptr,  # N C, N 3 R, N chunks share_size or None: for the weights' gradients
     dx_ptr,  # N C H W
     # zeroed, 1 + N (4 + BLOCKS): ticket; of each sample: logit, map and channel gradients, descent, chunks of each block
     counters_ptr,
@@ -59,7 +60,7 @@ def backward_wavefront(
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     POOL_C: tl.constexpr, POOL_P: tl.constexpr, POOL_SPLIT: tl.constexpr, POOL_KEEP: tl.constexpr,
     POOL_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr,
-    SPATIAL_C: tl.constexpr, SPATIAL_P: tl.constexpr, SPATIAL_KEEP: tl.constexpr, MAP_P: tl.constexpr,
+    SPATIAL_C: tl.constexpr, SPATIAL_P: tl.constexpr, SPATIAL_KEEP: tl.constexpr, MAP_P: tl.constexpr, TAP_SPLIT: tl.constexpr,
     APPLY_C: tl.constexpr, APPLY_P: tl.constexpr, APPLY_SPLIT: tl.constexpr,
 ):  # fmt: skip
     """All of the backward of CBAM but the weights; each program takes a ticket and does that tile."""
@@ -67,7 +68,6 @@ def backward_wavefront(
     SPATIAL: tl.constexpr = conv_weight_ptr is not None
     LOGIT: tl.constexpr = SPATIAL and not GIVEN
     RADIUS: tl.constexpr = K // 2
-    TAPS: tl.constexpr = 2 * K * K + 1
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     dx_stride_c, dx_stride_p = known_strides(dx_stride_c, dx_stride_p, VEC, CHANNELS_LAST, INDEX)
@@ -79,9 +79,10 @@ def backward_wavefront(
     blocks, chunks, chunk = pool_grid(C, P, POOL_C, POOL_P, POOL_SPLIT)
     logit_tiles = tl.cdiv(P, SPATIAL_P)
     map_tiles = tl.cdiv(P, MAP_P)
+    tap_chunks = tl.cdiv(P, TAP_SPLIT) if share_ptr is not None else 0
     pixel_tiles = tl.cdiv(P, APPLY_P)
     stage, n, tile = backward_item(
-        ticket, N, LAG, logit_tiles, map_tiles, blocks * chunks, pixel_tiles * tl.cdiv(C, APPLY_SPLIT),
+        ticket, N, LAG, logit_tiles, map_tiles + tap_chunks * K, blocks * chunks, pixel_tiles * tl.cdiv(C, APPLY_SPLIT),
         LOGIT, SPATIAL, CHANNEL,
     )  # fmt: skip
 
@@ -96,9 +97,10 @@ def backward_wavefront(
         gate_ptr += n * C
         descent_ptr += n * (2 * C)
     if SPATIAL:
-        dz_ptr += n * ((H + 2 * RADIUS) * W)
+        dz_ptr += n * map_size(P, W, RADIUS)
         z_ptr += n * P
-        slopes_ptr += n * (3 * P)
+        slopes_ptr += n * (2 * P)
+        s_ptr += n * P
         spatial_argmax_ptr += n * P
     dx_offset = n * known_multiple(dx_stride_n, VEC)
     if y_ptr is not None:
@@ -123,23 +125,25 @@ def backward_wavefront(
     elif SPATIAL and stage == 1:
         if LOGIT:
             wait_for(logit_done_ptr, logit_tiles)
-        p = tile * MAP_P + tl.arange(0, MAP_P)
-        z = tl.load(z_ptr + p, mask=p < P, other=0.0)
-        s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
-        slope = tl.full((), 1.0, ACC) if GIVEN else norm_slope(norm_weight_ptr, norm_var_ptr, NORM_EPS, ACC)
-        if share_ptr is not None:
-            share_ptr += (n * map_tiles + tile) * TAPS
-        map_gradient_tile(
-            dz_ptr, s, slope, pool_ptr + n * (2 * P), conv_weight_ptr, slopes_ptr, share_ptr, p, C, P, W,
-            K, BLOCK_K, ACC,
-        )  # fmt: skip
-        publish(map_done_ptr)
+        if tile < map_tiles:
+            map_gradient_tile(
+                dz_ptr, z_ptr, conv_weight_ptr, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, s_ptr,
+                slopes_ptr, tile * MAP_P + tl.arange(0, MAP_P), C, P, W, NORM_EPS, GIVEN, K, ACC,
+            )  # fmt: skip
+            publish(map_done_ptr)
+        else:
+            chunk = (tile - map_tiles) // K
+            tap_gradient_tile(
+                dz_ptr, pool_ptr + n * (2 * P), norm_weight_ptr, norm_var_ptr, share_ptr + (n * tap_chunks + chunk) * share_size(K, BLOCK_K),
+                (tile - map_tiles) % K, chunk * TAP_SPLIT, tl.minimum((chunk + 1) * TAP_SPLIT, P), P, W,
+                NORM_EPS, GIVEN, K, BLOCK_K, MAP_P, ACC,
+            )  # fmt: skip
     elif CHANNEL and stage == 2:
         if SPATIAL:
             wait_for(map_done_ptr, map_tiles)
         dh_ptr += n * (blocks * R)
         finished = channel_gradient_tile(
-            x_ptr, d_ptr, slopes_ptr, spatial_argmax_ptr, gate_ptr, fc2_weight_ptr,
+            x_ptr, d_ptr, s_ptr, slopes_ptr, spatial_argmax_ptr, gate_ptr, fc2_weight_ptr,
             partial_ptr + n * (blocks * chunks * POOL_C), descent_done_ptr + 1, dq_ptr + n * C, dh_ptr,
             tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p, d_stride_c, d_stride_p,
             POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
@@ -160,7 +164,7 @@ def backward_wavefront(
         p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
         c_begin = (tile // pixel_tiles) * APPLY_SPLIT
         input_gradient_tile(
-            d_ptr, dx_ptr + dx_offset, slopes_ptr, spatial_argmax_ptr, gate_ptr, descent_ptr, channel_argmax_ptr,
+            d_ptr, dx_ptr + dx_offset, s_ptr, slopes_ptr, spatial_argmax_ptr, gate_ptr, descent_ptr, channel_argmax_ptr,
             p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P, d_stride_c, d_stride_p, dx_stride_c, dx_stride_p,
             APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC,
         )  # fmt: skip

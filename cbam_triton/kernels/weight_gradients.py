@@ -3,17 +3,18 @@
 import triton
 import triton.language as tl
 
+from .spatial_gate import share_size
 from .tiles import rounded_product
 
 
 @triton.jit(do_not_specialize=["N", "C", "R", "SHARES"])
 def weight_gradients_kernel(
     dq_ptr, hidden_ptr, pools_ptr,  # N C, N 3 R (dza, dzm, h), N 2 C (avg, max); None without channel attention
-    share_ptr,  # SHARES 2 K K + 1, or None
+    share_ptr,  # SHARES share_size, or None
     dfc1_weight_ptr, dfc1_bias_ptr, dfc2_weight_ptr, dfc2_bias_ptr,  # R C, R, C R, C; each or None
     dconv_weight_ptr, dconv_bias_ptr,  # 2 K K, 1; each or None
     N, C, R, SHARES,
-    K: tl.constexpr, ACC: tl.constexpr,
+    K: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """dW1 = dq' h, db1 = 2 sum dq, dW0 = dza' avg + dzm' max, db0 = sum dza + dzm, over the samples; (dw, db) over shares.
@@ -33,11 +34,13 @@ def weight_gradients_kernel(
         if program >= taps_begin:
             tap = (program - taps_begin) * BLOCK_C + tl.arange(0, BLOCK_C)
             taps: tl.constexpr = 2 * K * K
+            kh = tap % (K * K) // K
+            place = tl.where(tap < taps, kh * (2 * BLOCK_K) + tap // (K * K) * BLOCK_K + tap % K, 2 * K * BLOCK_K)
             total = tl.zeros([BLOCK_C], ACC)
             for i0 in range(0, SHARES, BLOCK_N):
                 i = i0 + tl.arange(0, BLOCK_N)
                 inside = (i < SHARES)[:, None] & (tap <= taps)[None, :]
-                ptrs = share_ptr + (i[:, None].to(tl.int64) * (taps + 1) + tap[None, :])
+                ptrs = share_ptr + (i[:, None].to(tl.int64) * share_size(K, BLOCK_K) + place[None, :])
                 total += tl.sum(tl.load(ptrs, mask=inside, other=0.0), 0)
             if dconv_weight_ptr is not None:
                 tl.store(dconv_weight_ptr + tap, total.to(dconv_weight_ptr.dtype.element_ty), mask=tap < taps)

@@ -1,0 +1,196 @@
+"""`python -m cbam_triton train`: a small CBAM ResNet learns scikit-learn's handwritten digits."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import CBAM, AttentionMaps
+from .check import Progress
+
+CLASSES = 10
+SIDE = 8  # of a digit, in pixels
+STAGES = ((16, 1), (32, 1), (64, 2))  # channels, stride
+REDUCTION = 8
+BATCH = 64
+TEST_SHARE = 0.25
+PASS = 0.97  # the test accuracy to exceed
+_SPLIT_SEED = 0  # the same held-out digits whatever the seed of the training
+_LEARNING_RATE = 0.01
+_WEIGHT_DECAY = 0.01
+
+
+class Digits(NamedTuple):
+    """Images (N,1,8,8) float32 in [0, 1] and labels (N) int64, on the CPU; every class has its share of the test set."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+@dataclass
+class Epoch:
+    """What the last epoch saw while it learned, on shifted images: mean cross-entropy in nats, accuracy 0 to 1."""
+
+    loss: float
+    accuracy: float
+
+
+class Block(nn.Module):
+    """A basic residual block, (N,channels_in,H,W) to (N,C,H/stride,W/stride): relu(cbam(branch(x)) + shortcut(x)).
+
+    `branch` is convolution, norm, ReLU, convolution, norm; `shortcut` the identity, or a 1x1 convolution and a norm
+    where the shape changes.
+    """
+
+    def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != channels_in:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+        self.cbam = CBAM(channels, reduction=REDUCTION, activation="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cbam(self.branch(x), residual=self.shortcut(x))
+
+
+class DigitsNet(nn.Module):
+    """Digits (N,1,8,8) to logits (N,10): a 3x3 convolution, one block a stage, the mean over pixels, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = STAGES[0][0]
+        self.stem = nn.Sequential(nn.Conv2d(1, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+        self.blocks = nn.Sequential()
+        for wider, stride in STAGES:
+            self.blocks.append(Block(channels, wider, stride))
+            channels = wider
+        self.head = nn.Linear(channels, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+    @torch.no_grad()
+    def attention_maps(self, x: Tensor) -> list[AttentionMaps]:
+        """Both gates of every block for x (N,1,8,8), first block first, on the CPU: (N,C) and (N,1,H,W)."""
+        found = []
+        x = self.stem(x)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            maps = block.cbam.attention_maps(block.branch(x))
+            found.append(AttentionMaps(maps.channel.cpu(), maps.spatial.cpu()))
+            x = block(x)
+        return found
+
+
+class _Operators(TorchDispatchMode):
+    """Collects the names of this library's operators among those that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "cbam_triton":
+            self.names.add(str(func).removesuffix(".default"))
+        return func(*args, **(kwargs or {}))
+
+
+def load_digits() -> Digits:
+    """scikit-learn's 1797 digits, a quarter of them held out: a stratified split, always the same."""
+    from sklearn.datasets import load_digits as load
+    from sklearn.model_selection import train_test_split
+
+    pixels, labels = load(return_X_y=True)
+    parts = train_test_split(pixels, labels, test_size=TEST_SHARE, stratify=labels, random_state=_SPLIT_SEED)
+    train_images, test_images = (torch.from_numpy(part).float().reshape(-1, 1, SIDE, SIDE) / 16 for part in parts[:2])
+    train_labels, test_labels = (torch.from_numpy(part).long() for part in parts[2:])
+    return Digits(train_images, train_labels, test_images, test_labels)
+
+
+def steps(digits: Digits) -> int:
+    """Steps of an epoch: whole batches; what is left over changes with the order."""
+    return len(digits.train_labels) // BATCH
+
+
+def fit(
+    digits: Digits, device: torch.device, progress: Progress, *, epochs: int, seed: int
+) -> tuple[DigitsNet, Epoch]:
+    """A network trained with AdamW and a one-cycle learning rate, in eval mode, and its last epoch.
+
+    `progress` moves once a step. On a CPU with as many threads the same seed gives the same bits.
+
+    Raises: ValueError for fewer than one epoch.
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    generator = torch.Generator().manual_seed(seed)
+    net = _initialized(seed).to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=epochs * steps(digits))
+    last = Epoch(float("nan"), 0.0)
+    for epoch in range(epochs):
+        loss_sum, right = torch.zeros((), device=device), torch.zeros((), device=device)
+        order = torch.randperm(len(digits.train_labels), generator=generator)[: steps(digits) * BATCH]
+        for chosen in order.split(BATCH):
+            images = shifted(digits.train_images[chosen], generator).to(device)
+            labels = digits.train_labels[chosen].to(device)
+            logits = net(images)
+            loss = F.cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            loss_sum += loss.detach()
+            right += (logits.argmax(1) == labels).sum()
+            progress.update()
+        last = Epoch(loss_sum.item() / steps(digits), right.item() / len(order))
+        progress.set_description(f"epoch {epoch + 1}: loss {last.loss:.3f}, accuracy {last.accuracy:.1%}")
+    return net.eval(), last
+
+
+def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (N,1,H,W), each moved by -1, 0 or 1 pixel along each axis; zeros come in, what leaves is lost."""
+    N, _, H, W = images.shape
+    dy, dx = torch.randint(3, (2, N, 1, 1), generator=generator)
+    n, h, w = torch.arange(N)[:, None, None], torch.arange(H)[:, None] + dy, torch.arange(W) + dx
+    return F.pad(images, (1, 1, 1, 1))[n, 0, h, w][:, None]
+
+
+@torch.no_grad()
+def predict(net: DigitsNet, images: Tensor) -> Tensor:
+    """The likeliest digit of each image (N,1,8,8): (N) int64 on the CPU."""
+    device = net.head.weight.device
+    return torch.cat([net(part.to(device)).argmax(1).cpu() for part in images.split(512)])
+
+
+def operators(net: DigitsNet, images: Tensor) -> tuple[set[str], set[str]]:
+    """Names of this library's operators in a training step and in inference on a copy; none where it is PyTorch's."""
+    copied, device = copy.deepcopy(net), net.head.weight.device
+    with _Operators() as training:
+        copied.train()(images.to(device)).sum().backward()
+    with _Operators() as inference:
+        predict(copied.eval(), images)
+    return training.names, inference.names
+
+
+def _initialized(seed: int) -> DigitsNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DigitsNet()
