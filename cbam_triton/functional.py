@@ -69,9 +69,12 @@ def cbam(
     check_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     check_conv(x, conv_weight, conv_bias)
     mlp = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    if residual is None and activation is None and _kernels_run(x, (*mlp, conv_weight, conv_bias), conv_weight.shape[-1]):
-        return _run_kernels(x, mlp, conv_weight, conv_bias, norm)
-    return reference.cbam(x, *mlp, conv_weight, conv_bias, norm, residual, activation == "relu")
+    relu = activation == "relu"
+    if _kernels_run(x, conv_weight.shape[-1]):
+        y = _run_kernels(x, mlp, conv_weight, conv_bias, norm, residual, relu)
+        if y is not None:
+            return y
+    return reference.cbam(x, *mlp, conv_weight, conv_bias, norm, residual, relu)
 
 
 def channel_attention(
@@ -85,10 +88,10 @@ def channel_attention(
     check_x(x)
     mlp = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     check_mlp(x, *mlp)
-    if _kernels_run(x, mlp):
-        from . import ops
-
-        return ops.cbam(x, *mlp, None, None, *_NO_NORM, current_schedule())
+    if _kernels_run(x):
+        y = _run_kernels(x, mlp, None, None, None)
+        if y is not None:
+            return y
     return reference.apply_channel_gate(x, reference.channel_gate(x, *mlp))
 
 
@@ -102,8 +105,10 @@ def spatial_attention(
     """
     check_x(x)
     check_conv(x, conv_weight, conv_bias)
-    if _kernels_run(x, (conv_weight, conv_bias), conv_weight.shape[-1]):
-        return _run_kernels(x, (None, None, None, None), conv_weight, conv_bias, norm)
+    if _kernels_run(x, conv_weight.shape[-1]):
+        y = _run_kernels(x, (None, None, None, None), conv_weight, conv_bias, norm)
+        if y is not None:
+            return y
     return reference.apply_spatial_gate(x, reference.spatial_gate(x, conv_weight, conv_bias, norm))
 
 
@@ -126,7 +131,8 @@ def attention_maps(
     mlp = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     check_mlp(x, *mlp)
     check_conv(x, conv_weight, conv_bias)
-    if _kernels_run(x, (*mlp, conv_weight, conv_bias), conv_weight.shape[-1]):
+    parameters = (*mlp, conv_weight, conv_bias)
+    if _kernels_run(x, conv_weight.shape[-1]) and not _gradient_needed(x, parameters):
         from . import ops
 
         g, z = ops.gates(x, *mlp, conv_weight, conv_bias, current_schedule())
@@ -138,27 +144,41 @@ def attention_maps(
 
 
 def _run_kernels(
-    x: Tensor, mlp: tuple[Tensor | None, ...], conv_weight: Tensor, conv_bias: Tensor | None, norm: Norm | None
-) -> Tensor:
+    x: Tensor,
+    mlp: tuple[Tensor | None, ...],
+    conv_weight: Tensor | None,
+    conv_bias: Tensor | None,
+    norm: Norm | None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor | None:
+    """y by the kernels; None where a gradient is needed through a norm that they do not know."""
     from . import ops
 
-    folded = _NO_NORM if norm is None else _folded(norm, x)
-    if folded is not None:
-        return ops.cbam(x, *mlp, conv_weight, conv_bias, *folded, current_schedule())
-    g, z = ops.gates(x, *mlp, conv_weight, conv_bias, current_schedule())
-    if mlp[0] is None:
-        g = None
-    z = reference.normed(z, norm)
-    if z.requires_grad:
-        refined = x if g is None else reference.apply_channel_gate(x, g)
-        return reference.apply_spatial_gate(refined, torch.sigmoid(z))
-    return ops.apply_gates(x, g, z)
+    layer = (*mlp, conv_weight, conv_bias)
+    schedule = current_schedule()
+    fixed = _NO_NORM if norm is None else _fixed(norm, x)
+    if not _gradient_needed(x, (residual, *layer)) and not _norm_needs_gradient(norm):
+        if fixed is not None:
+            return ops.cbam(x, *layer, *fixed, schedule, residual, relu)
+        g, z = ops.gates(x, *layer, schedule)  # pyright: ignore[reportArgumentType]
+        return ops.apply_gates(x, None if mlp[0] is None else g, reference.normed(z, norm), residual, relu)
+    if fixed is not None:
+        return ops.cbam_training(x, residual, *layer, *fixed, False, relu, schedule)[0]
+    if not _normalises_by_batch(norm, x):
+        return None
+    _check_batch(x)
+    assert isinstance(norm, nn.BatchNorm2d)
+    statistics = (norm.weight, norm.bias, None, None, norm.eps)
+    found = ops.cbam_training(x, residual, *layer, *statistics, True, relu, schedule)
+    _update_statistics(norm, *found[-2:], x.shape[0] * x.shape[2] * x.shape[3])
+    return found[0]
 
 
-def _folded(norm: Norm, x: Tensor) -> tuple[Any, ...] | None:
-    """(weight, bias, mean, variance, eps) of a norm that is an affine map of fixed numbers, else None.
+def _fixed(norm: Norm, x: Tensor) -> tuple[Any, ...] | None:
+    """(weight, bias, mean, variance, eps) of a norm that is an affine map of fixed statistics, else None.
 
-    A batch norm that does not fit x is not folded but called, so that PyTorch refuses it in its own words.
+    A batch norm that does not fit x is not taken apart but called, so that PyTorch refuses it in its own words.
     """
     # Exact types: a subclass may compute something else.
     if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or not isinstance(norm, _BatchNorm):
@@ -169,13 +189,44 @@ def _folded(norm: Norm, x: Tensor) -> tuple[Any, ...] | None:
         return None
     if mean.device != x.device or mean.shape != (1,) or mean.dtype not in (torch.float32, x.dtype):
         return None
-    weight, bias = own["weight"], own["bias"]
-    if torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in (weight, bias)):
-        return None
-    return weight, bias, mean, buffers["running_var"], norm.eps
+    return own["weight"], own["bias"], mean, buffers["running_var"], norm.eps
 
 
-def _kernels_run(x: Tensor, parameters: tuple[Tensor | None, ...], kernel_size: int = 1) -> bool:
+def _normalises_by_batch(norm: Norm | None, x: Tensor) -> bool:
+    """Whether this is a plain batch norm of one channel that takes its statistics from the batch."""
+    if type(norm) is not nn.BatchNorm2d or norm.num_features != 1 or norm._forward_hooks or norm._forward_pre_hooks:
+        return False
+    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    fits = all(t is None or (t.device == x.device and t.dtype in (torch.float32, x.dtype)) for t in tensors)
+    return fits and (norm.training or norm.running_mean is None) and x.shape[0] > 0
+
+
+def _check_batch(x: Tensor) -> None:
+    N, _, H, W = x.shape
+    if N * H * W == 1:
+        raise ValueError(
+            "Expected more than 1 value per channel when training, got one sample of one pixel: the variance of a "
+            "single logit is nothing to divide by; use a larger batch, or eval()"
+        )
+
+
+def _update_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+    """What `nn.BatchNorm2d.forward` does to its buffers; var is the biased one."""
+    if not norm.training or norm.running_mean is None or norm.running_var is None:
+        return
+    with torch.no_grad():
+        momentum: float | Tensor | None = norm.momentum
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if momentum is None:
+                momentum = 1 / norm.num_batches_tracked.to(mean.dtype)
+        if momentum is None:
+            momentum = 0.0
+        norm.running_mean.mul_(1 - momentum).add_(mean * momentum)
+        norm.running_var.mul_(1 - momentum).add_(var * (momentum * (count / (count - 1))))
+
+
+def _kernels_run(x: Tensor, kernel_size: int = 1) -> bool:
     backend = current_backend()
     if backend == "reference":
         return False
@@ -183,18 +234,25 @@ def _kernels_run(x: Tensor, parameters: tuple[Tensor | None, ...], kernel_size: 
         if backend == "triton":
             raise RuntimeError(_why_not(x))
         return False
-    if kernel_size > _MAX_KERNEL_SIZE or _gradient_needed(x, parameters):
-        return False
-    return not (_is_exporting() or is_tracing())  # one or the other is on in ONNX export
-
-
-def _gradient_needed(x: Tensor, parameters: tuple[Tensor | None, ...]) -> bool:
     # Inside a forward-mode level any tensor may carry a tangent, which no kernel would propagate.
-    if forward_ad._current_level >= 0:
-        return True
+    if kernel_size > _MAX_KERNEL_SIZE or forward_ad._current_level >= 0:
+        return False
+    # One of the first two is on in ONNX export. The transforms of torch.func need rules that operators have not.
+    return not (_is_exporting() or is_tracing() or _transformed())
+
+
+def _transformed() -> bool:
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+def _gradient_needed(x: Tensor, others: tuple[Tensor | None, ...]) -> bool:
     if not torch.is_grad_enabled():
         return False
-    return x.requires_grad or any(p is not None and p.requires_grad for p in parameters)
+    return x.requires_grad or any(p is not None and p.requires_grad for p in others)
+
+
+def _norm_needs_gradient(norm: Norm | None) -> bool:
+    return torch.is_grad_enabled() and isinstance(norm, nn.Module) and any(p.requires_grad for p in norm.parameters())
 
 
 def _kernel_device_type() -> str | None:

@@ -62,6 +62,17 @@ def output_like(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_suggested_format(x))
 
 
+def laid_out_like(tensor: Tensor | None, x: Tensor) -> Tensor | None:
+    """A tensor of x's shape with the strides of `output_like(x)`; copied if it has others."""
+    if tensor is None:
+        return None
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    if dense and tensor.stride() == x.stride():
+        return tensor
+    like = output_like(x)
+    return tensor if tensor.stride() == like.stride() else like.copy_(tensor)
+
+
 def access_width(C: int, P: int, itemsize: int, address: int, *tensors: PixelStrides) -> int:
     """Elements of the widest access that every tensor's strides allow: 1, 2, 4, ... up to 16 bytes.
 

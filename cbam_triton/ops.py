@@ -1,17 +1,23 @@
-"""The kernels as PyTorch operators: schemas, fakes. One operator a call, opaque to torch.compile, never a layout copy.
+"""The kernels as PyTorch operators: schemas, fakes, gradients. Opaque to torch.compile, never a layout copy of x.
 
-Shapes and dtypes are checked in `functional`; a None among the parameters leaves its stage out. The operators are for
-inference: autograd through them raises.
+Shapes and dtypes are checked in `functional`; a None among the parameters leaves its stage out. `cbam`, `gates` and
+`apply_gates` are for inference: autograd through them raises. `cbam_training` has a gradient, which is `cbam_backward`;
+a gradient of that gradient is computed by the reference.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from . import layout
-from .kernels import launch
-from .kernels.launch import Weights
+from . import layout, reference
+from .kernels import gradients, launch
+from .kernels.gradients import Needed
+from .kernels.launch import Kept, Weights
+
+_PARAMETERS = 10  # of `Weights`, without eps
 
 
 @torch.library.custom_op("cbam_triton::cbam", mutates_args=())
@@ -29,16 +35,22 @@ def cbam(
     norm_var: Tensor | None,
     norm_eps: float,
     schedule: str,
+    residual: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """y = x * g * s for x (N, C, H, W), with x's dtype and memory format.
+    """y = act(x * g * s + residual) for x (N, C, H, W), with x's dtype and memory format.
 
     Without fc1_weight there is no channel attention, without conv_weight no spatial one, without norm_mean no norm.
-    Traffic: 2 passes over x (wavefront) to 4 (staged). Source: Woo et al. 2018, equations 1 to 3.
+    A residual in another memory format than x is copied. Traffic: 2 passes over x (wavefront) to 4 (staged), 1 more for
+    a residual. Source: Woo et al. 2018, equations 1 to 3.
     """
     parameters = _dense(
         fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias, norm_weight, norm_bias, norm_mean, norm_var
     )
-    return launch.forward(layout.merged(x), Weights(*parameters, norm_eps=norm_eps), schedule)
+    x = layout.merged(x)
+    return launch.forward(
+        x, Weights(*parameters, norm_eps=norm_eps), schedule, None, layout.laid_out_like(residual, x), relu
+    )
 
 
 @cbam.register_fake
@@ -74,19 +86,197 @@ def _(x: Tensor, fc1_weight: Tensor | None, *_: object) -> tuple[Tensor, Tensor]
 
 
 @torch.library.custom_op("cbam_triton::apply_gates", mutates_args=())
-def apply_gates(x: Tensor, g: Tensor | None, z: Tensor | None) -> Tensor:
-    """y = x * g * sigmoid(z) for x (N, C, H, W), g (N, C), z (N, 1, H, W); either gate may be None.
+def apply_gates(
+    x: Tensor, g: Tensor | None, z: Tensor | None, residual: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    """y = act(x * g * sigmoid(z) + residual) for x (N, C, H, W), g (N, C), z (N, 1, H, W); either gate may be None.
 
-    Traffic: 2 passes over x.
+    Traffic: 2 passes over x, 1 more for a residual.
     """
-    return launch.apply_gates(layout.merged(x), *_dense(g, z))
+    x = layout.merged(x)
+    return launch.apply_gates(x, *_dense(g, z), None, layout.laid_out_like(residual, x), relu)
 
 
 @apply_gates.register_fake
-def _(x: Tensor, g: Tensor | None, z: Tensor | None) -> Tensor:
+def _(x: Tensor, *_: object) -> Tensor:
     return layout.output_like(x)
+
+
+@torch.library.custom_op("cbam_triton::cbam_training", mutates_args=())
+def cbam_training(
+    x: Tensor,
+    residual: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    conv_weight: Tensor | None,
+    conv_bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_mean: Tensor | None,
+    norm_var: Tensor | None,
+    norm_eps: float,
+    batch_norm: bool,
+    relu: bool,
+    schedule: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(y, the seven of `launch.Kept`, mean, var): y as `cbam`, and what its backward needs; what there is not is empty.
+
+    With `batch_norm` the logits are normalised by their own mean and variance (1,), biased, which come last.
+    Traffic: that of `cbam`; with `batch_norm` 1 pass over x more.
+    """
+    parameters = _dense(
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias, norm_weight, norm_bias, norm_mean, norm_var
+    )
+    weights = Weights(*parameters, norm_eps=norm_eps)
+    merged = layout.merged(x)
+    residual = layout.laid_out_like(residual, merged)
+    y, kept, mean, var = launch.forward_kept(merged, weights, schedule, None, residual, relu, batch_norm)
+    return y, *(_or_empty(tensor, x) for tensor in (*kept, mean, var))  # pyright: ignore[reportReturnType]
+
+
+@cbam_training.register_fake
+def _(
+    x: Tensor,
+    residual: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    conv_weight: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    kept = launch.places(x, Weights(fc1_weight, None, None, None, conv_weight, None))
+    batch_norm = rest[-3]
+    statistics = [x.new_empty(1, dtype=launch.accumulator(x.dtype)) if batch_norm else None for _ in range(2)]
+    return layout.output_like(x), *(_or_empty(tensor, x) for tensor in (*kept, *statistics))
+
+
+@torch.library.custom_op("cbam_triton::cbam_backward", mutates_args=())
+def cbam_backward(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    fc1_weight: Tensor | None,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    conv_weight: Tensor | None,
+    conv_bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_mean: Tensor | None,
+    norm_var: Tensor | None,
+    kept: Sequence[Tensor],
+    norm_eps: float,
+    batch_norm: bool,
+    needed: Sequence[bool],
+    schedule: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, the residual, both layers of the MLP, the convolution and the norm, each a weight and a bias.
+
+    y is the forward's output where it ended in a ReLU; `kept` and the batch's statistics are the forward's. `needed`
+    says in this order which gradients are asked for; the others are empty. Traffic: 3 passes over x (wavefront) to 7.
+    """
+    parameters = _dense(
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias, norm_weight, norm_bias, norm_mean, norm_var
+    )
+    merged = layout.merged(x)
+    found = gradients.backward(
+        merged,
+        dy,
+        layout.laid_out_like(y, merged),
+        Weights(*parameters, norm_eps=norm_eps),
+        Kept(*(tensor if tensor.numel() > 0 else None for tensor in kept)),
+        Needed(*needed),
+        schedule,
+        batch_norm=batch_norm,
+    )
+    return tuple(_or_empty(tensor, x) for tensor in found)  # pyright: ignore[reportReturnType]
+
+
+@cbam_backward.register_fake
+def _(dy: Tensor, x: Tensor, y: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    parameters, needed = rest[: _PARAMETERS - 2], rest[-2]
+    like = (layout.output_like(x), layout.output_like(x), *parameters)
+    return tuple(
+        torch.empty_like(tensor, memory_format=torch.preserve_format if i < 2 else torch.contiguous_format)
+        if wanted and tensor is not None
+        else x.new_empty(0)
+        for i, (tensor, wanted) in enumerate(zip(like, needed, strict=True))
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, residual, *parameters = inputs[: 2 + _PARAMETERS]
+    ctx.norm_eps, ctx.batch_norm, ctx.relu, ctx.schedule = inputs[2 + _PARAMETERS :]
+    y, *kept = output
+    ctx.has_residual = residual is not None
+    # The residual is needed by a gradient of the gradient alone, and then only if a ReLU came after it.
+    ctx.save_for_backward(x, y if ctx.relu else None, *parameters, *kept)
+    ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    nothing = (None,) * 4  # eps, batch_norm, relu, schedule
+    if dy is None:
+        return (None,) * (2 + _PARAMETERS) + nothing
+    x, y, *rest = ctx.saved_tensors
+    parameters, kept, statistics = rest[:_PARAMETERS], rest[_PARAMETERS:-2], rest[-2:]
+    asked = ctx.needs_input_grad
+    if torch.is_grad_enabled():
+        found = _reference_gradients(ctx, dy, x, y, parameters)
+        return (*found, None, None, *nothing)
+    wanted = [bool(asked[0]), bool(asked[1] and ctx.relu), *map(bool, asked[2 : _PARAMETERS])]
+    norm = statistics if ctx.batch_norm else parameters[8:]
+    found = cbam_backward(
+        dy, x, y, *parameters[:8], *norm, kept, ctx.norm_eps, ctx.batch_norm, wanted, ctx.schedule
+    )
+    found = [gradient if want else None for gradient, want in zip(found, wanted, strict=True)]
+    if asked[1] and not ctx.relu:
+        found[1] = dy
+    return (*found, None, None, *nothing)
+
+
+def _reference_gradients(
+    ctx: Any, dy: Tensor, x: Tensor, y: Tensor | None, parameters: Sequence[Any]
+) -> list[Tensor | None]:
+    """The gradients as a composition that has a gradient itself."""
+    dr = dy if y is None else torch.where(y <= 0, torch.zeros_like(dy), dy)
+    inputs = [x, *parameters[:8]]
+    asked = [ctx.needs_input_grad[0], *ctx.needs_input_grad[2:_PARAMETERS]]
+    with torch.enable_grad():
+        # Fresh leaves would cut the graph: these are the forward's own inputs.
+        gated = _composition(x, parameters, ctx.norm_eps, ctx.batch_norm)
+        wanted = [tensor for tensor, want in zip(inputs, asked, strict=True) if want]
+        found = iter(torch.autograd.grad(gated, wanted, dr, create_graph=True, allow_unused=True) if wanted else ())
+    of_x, *of_parameters = (next(found) if want else None for want in asked)
+    return [of_x, dr if ctx.needs_input_grad[1] else None, *of_parameters]
+
+
+def _composition(x: Tensor, parameters: Sequence[Any], norm_eps: float, batch_norm: bool) -> Tensor:
+    """x * g * s by the reference, from an operator's arguments."""
+    if parameters[0] is not None:
+        x = reference.apply_channel_gate(x, reference.channel_gate(x, *parameters[:4]))
+    if parameters[4] is None:
+        return x
+    z = reference.spatial_logit(x, *parameters[4:6])
+    weight, bias, mean, var = parameters[6:]
+    if batch_norm or mean is not None:
+        z = z.to(torch.promote_types(z.dtype, (z if weight is None else weight).dtype))
+        z = F.batch_norm(z, mean, var, weight, bias, batch_norm, eps=norm_eps)
+    return reference.apply_spatial_gate(x, torch.sigmoid(z))
+
+
+cbam_training.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _dense(*small: Tensor | None) -> list[Any]:
     """Parameters or gates in row-major order; a copy only of those that a user transposed or sliced."""
     return [tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous() for tensor in small]
+
+
+def _or_empty(tensor: Tensor | None, x: Tensor) -> Tensor:
+    return x.new_empty(0) if tensor is None else tensor

@@ -109,7 +109,7 @@ def forward_kept(
     With `batch_norm` these statistics normalise the logits, and one more pass reads x; without it they are None.
     """
     y = torch.empty_like(x)
-    kept = _places(x, weights)
+    kept = places(x, weights)
     mean = var = None
     if y.numel() > 0:
         call = Call(x, y, weights, plan_of(x, weights, schedule, override), residual, relu, kept)
@@ -140,16 +140,24 @@ def gates(x: Tensor, weights: Weights, schedule: str, override: Override | None 
     return gate, z
 
 
-def apply_gates(x: Tensor, g: Tensor | None, z: Tensor | None, override: Override | None = None) -> Tensor:
-    """y = x * g * sigmoid(z), with x's memory format. Traffic: 2 passes over x."""
+def apply_gates(
+    x: Tensor,
+    g: Tensor | None,
+    z: Tensor | None,
+    override: Override | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """y = act(x * g * sigmoid(z) + residual), with x's memory format. Traffic: 2 passes over x, 1 for a residual."""
     y = torch.empty_like(x)
     if y.numel() > 0:
-        _apply(Call(x, y, _NOTHING, plan_of(x, _NOTHING, "staged", override)), g, None, z, backwards=True)
+        plan = plan_of(x, _NOTHING, "staged", override)
+        _apply(Call(x, y, _NOTHING, plan, residual, relu), g, None, z, backwards=True)
     return y
 
 
-def _places(x: Tensor, weights: Weights) -> Kept:
-    """Memory for what a backward needs."""
+def places(x: Tensor, weights: Weights) -> Kept:
+    """Memory for what a backward needs, by which parameters there are."""
     N, C, H, W = x.shape
     acc, device = accumulator(x.dtype), x.device
     gate = pools = channel_argmax = total = pool = spatial_argmax = z = None
