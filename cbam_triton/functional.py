@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -158,20 +159,23 @@ def _run_kernels(
     layer = (*mlp, conv_weight, conv_bias)
     schedule = current_schedule()
     fixed = _NO_NORM if norm is None else _fixed(norm, x)
-    if not _gradient_needed(x, (residual, *layer)) and not _norm_needs_gradient(norm):
+    by_batch = fixed is None and _normalises_by_batch(norm, x)
+    needed = _gradient_needed(x, (residual, *layer))
+    if not needed and not ((fixed is not None or by_batch) and _learns(norm)):
         if fixed is not None:
             return ops.cbam(x, *layer, *fixed, schedule, residual, relu)
-        g, z = ops.gates(x, *layer, schedule)  # pyright: ignore[reportArgumentType]
-        return ops.apply_gates(x, None if mlp[0] is None else g, reference.normed(z, norm), residual, relu)
+        g, z = ops.gates(x, *layer, schedule)
+        g, z = None if mlp[0] is None else g, reference.normed(z, norm)
+        return _gated(x, g, z, residual, relu) if z.requires_grad else ops.apply_gates(x, g, z, residual, relu)
     if fixed is not None:
         return ops.cbam_training(x, residual, *layer, *fixed, False, relu, schedule)[0]
-    if not _normalises_by_batch(norm, x):
+    if not by_batch:
         return None
     _check_batch(x)
     assert isinstance(norm, nn.BatchNorm2d)
     statistics = (norm.weight, norm.bias, None, None, norm.eps)
     found = ops.cbam_training(x, residual, *layer, *statistics, True, relu, schedule)
-    _update_statistics(norm, *found[-2:], x.shape[0] * x.shape[2] * x.shape[3])
+    _update_statistics(norm, found[-2], found[-1], x.shape[0] * x.shape[2] * x.shape[3])
     return found[0]
 
 
@@ -194,7 +198,9 @@ def _fixed(norm: Norm, x: Tensor) -> tuple[Any, ...] | None:
 
 def _normalises_by_batch(norm: Norm | None, x: Tensor) -> bool:
     """Whether this is a plain batch norm of one channel that takes its statistics from the batch."""
-    if type(norm) is not nn.BatchNorm2d or norm.num_features != 1 or norm._forward_hooks or norm._forward_pre_hooks:
+    if not isinstance(norm, nn.BatchNorm2d) or type(norm) is not nn.BatchNorm2d or norm.num_features != 1:
+        return False
+    if norm._forward_hooks or norm._forward_pre_hooks:
         return False
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     fits = all(t is None or (t.device == x.device and t.dtype in (torch.float32, x.dtype)) for t in tensors)
@@ -242,7 +248,7 @@ def _kernels_run(x: Tensor, kernel_size: int = 1) -> bool:
 
 
 def _transformed() -> bool:
-    return torch._C._functorch.maybe_current_level() is not None
+    return _functorch.maybe_current_level() is not None
 
 
 def _gradient_needed(x: Tensor, others: tuple[Tensor | None, ...]) -> bool:
@@ -251,7 +257,14 @@ def _gradient_needed(x: Tensor, others: tuple[Tensor | None, ...]) -> bool:
     return x.requires_grad or any(p is not None and p.requires_grad for p in others)
 
 
-def _norm_needs_gradient(norm: Norm | None) -> bool:
+def _gated(x: Tensor, g: Tensor | None, z: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """What `ops.apply_gates` computes, for a norm with parameters that learn."""
+    y = reference.apply_spatial_gate(x if g is None else reference.apply_channel_gate(x, g), torch.sigmoid(z))
+    y = y if residual is None else y + residual
+    return torch.relu(y) if relu else y
+
+
+def _learns(norm: Norm | None) -> bool:
     return torch.is_grad_enabled() and isinstance(norm, nn.Module) and any(p.requires_grad for p in norm.parameters())
 
 

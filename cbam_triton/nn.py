@@ -98,7 +98,7 @@ class CBAM(nn.Module):
 
     `reduction`, `hidden_channels` and `mlp_bias` are those of `ChannelAttention`, the child `channel`; `kernel_size`,
     `conv_bias` and `spatial_norm` those of `SpatialAttention`, the child `spatial`. With `activation="relu"` the layer
-    ends a residual block: `layer(x, residual=identity)` is relu(cbam(x) + identity), in the pass that writes the output.
+    ends a residual block: `layer(x, residual=identity)` is relu(cbam(x) + identity), in the pass that writes.
     The output has x's shape, dtype and memory format.
 
     Raises: ValueError for sizes and norms that the children refuse, and for another activation.

@@ -94,7 +94,8 @@ def apply_gates(
     Traffic: 2 passes over x, 1 more for a residual.
     """
     x = layout.merged(x)
-    return launch.apply_gates(x, *_dense(g, z), None, layout.laid_out_like(residual, x), relu)
+    g, z = _dense(g, z)
+    return launch.apply_gates(x, g, z, None, layout.laid_out_like(residual, x), relu)
 
 
 @apply_gates.register_fake
@@ -147,7 +148,7 @@ def _(
     conv_weight: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    kept = launch.places(x, Weights(fc1_weight, None, None, None, conv_weight, None))
+    kept = launch.places(x, fc1_weight, conv_weight)
     batch_norm = rest[-3]
     statistics = [x.new_empty(1, dtype=launch.accumulator(x.dtype)) if batch_norm else None for _ in range(2)]
     return layout.output_like(x), *(_or_empty(tensor, x) for tensor in (*kept, *statistics))
@@ -229,11 +230,9 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if torch.is_grad_enabled():
         found = _reference_gradients(ctx, dy, x, y, parameters)
         return (*found, None, None, *nothing)
-    wanted = [bool(asked[0]), bool(asked[1] and ctx.relu), *map(bool, asked[2 : _PARAMETERS])]
+    wanted = [bool(asked[0]), bool(asked[1] and ctx.relu), *map(bool, asked[2:_PARAMETERS])]
     norm = statistics if ctx.batch_norm else parameters[8:]
-    found = cbam_backward(
-        dy, x, y, *parameters[:8], *norm, kept, ctx.norm_eps, ctx.batch_norm, wanted, ctx.schedule
-    )
+    found = cbam_backward(dy, x, y, *parameters[:8], *norm, kept, ctx.norm_eps, ctx.batch_norm, wanted, ctx.schedule)
     found = [gradient if want else None for gradient, want in zip(found, wanted, strict=True)]
     if asked[1] and not ctx.relu:
         found[1] = dy

@@ -19,13 +19,14 @@ T4 = DeviceFacts("T4", 40, 4 << 20)
 problems = st.builds(
     Problem, st.integers(1, 128), st.integers(1, 2048), st.integers(1, 12544), st.integers(0, 128),
     st.sampled_from([0, 1, 3, 7, 15]), st.sampled_from([2, 4, 8]), st.sampled_from([1, 2]), st.booleans(),
+    st.booleans(),
 ).filter(lambda problem: problem.R or problem.K)  # fmt: skip
 
 
 @given(problems, st.sampled_from(SCHEDULES))
 def test_every_row_of_the_table_is_one_that_kernels_can_take(problem, schedule):
     for row in table.configs(schedule, problem):
-        constants = row.constants("POOL", "MLP", "SPATIAL", "APPLY")
+        constants = row.constants("POOL", "MLP", "SPATIAL", "APPLY", "MAP", "TAP")
         assert set(constants) == {name for name in Config._fields if name.isupper()}
         tiles = {name: size for name, size in constants.items() if not name.endswith("SPLIT")}
         assert all(size >= 1 and size & (size - 1) == 0 for size in tiles.values()), tiles
@@ -49,9 +50,10 @@ def test_a_new_batch_or_map_of_the_same_class_gets_the_same_rows(problem, N, sch
 @given(problems, st.integers(1, 200), st.integers(1 << 16, 1 << 27))
 def test_the_lag_covers_resident_programs_unless_l2_holds_less(problem, sm_count, l2_bytes):
     row = table.configs("wavefront", problem)[0]
-    in_flight = row.programs_per_sm * sm_count / table.wavefront_tiles(problem, row._asdict())
-    sample_bytes = problem.C * problem.P * problem.itemsize
-    stages = 2 if problem.R and problem.K else 1
+    tiles = table.backward_tiles if problem.backward else table.wavefront_tiles
+    in_flight = row.programs_per_sm * sm_count / tiles(problem, row._asdict())
+    sample_bytes = problem.C * problem.P * problem.itemsize * (1 + problem.backward)
+    stages = (2 if problem.R and problem.K else 1) + (1 if problem.backward and problem.K else 0)
     lag = table.lag(problem, row, DeviceFacts("", sm_count, l2_bytes))
     assert 1 <= lag <= in_flight + 1
     alive = (stages * lag + in_flight + 1) * sample_bytes

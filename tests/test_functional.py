@@ -141,7 +141,12 @@ class Recorder:
         self.calls.append("gates")
         return x.new_ones(x.shape[:2]).float(), x.new_zeros(x.shape[0], 1, *x.shape[2:]).float()
 
-    def apply_gates(self, x, g, z):
+    def cbam_training(self, x, residual, *rest):
+        self.calls.append("cbam_training")
+        self.last = rest
+        return x + sum(tensor.sum() for tensor in rest if isinstance(tensor, torch.Tensor)), *[torch.ones(1)] * 9
+
+    def apply_gates(self, x, g, z, residual, relu):
         self.calls.append("apply_gates" + "".join(" without g" for _ in [0] if g is None))
         return x
 
@@ -159,18 +164,47 @@ def recorder(monkeypatch) -> Recorder:
     return recorder
 
 
-def test_kernels_run_in_inference_and_the_reference_where_a_gradient_is_needed(recorder):
+def test_the_training_kernels_run_where_a_gradient_is_needed(recorder):
     f.cbam(**arguments())
-    assert recorder.calls == ["cbam"]
+    assert recorder.calls.pop() == "cbam"
     for name in arguments():
         ok = arguments()
         ok[name].requires_grad_()
         f.cbam(**ok).sum().backward()
         assert ok[name].grad is not None, name
-    assert recorder.calls == ["cbam"]
+        assert recorder.calls.pop() == "cbam_training"
     with torch.no_grad():
         f.cbam(**ok)
-    assert recorder.calls == ["cbam"] * 2
+    assert recorder.calls == ["cbam"]
+
+
+def test_a_norm_that_kernels_do_not_know_runs_the_reference_where_x_needs_a_gradient(recorder):
+    ok = arguments()
+    ok["x"].requires_grad_()
+    f.cbam(**ok, norm=nn.GroupNorm(1, 1)).sum().backward()
+    f.cbam(**ok, norm=nn.SyncBatchNorm(1).train().eval()).sum().backward()
+    assert recorder.calls == ["cbam_training"]
+    assert ok["x"].grad is not None
+
+
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize(
+    "changed, kind, message",
+    [
+        ({"residual": torch.zeros(2, C, 5, 5)}, ValueError, r"residual must have x's shape \(2, 8, 5, 4\), got"),
+        ({"residual": torch.zeros(2, C, 5, 4).half()}, TypeError, "residual must have x's dtype torch.float32, got"),
+        (
+            {"residual": torch.zeros(2, C, 5, 4, device="meta")},
+            ValueError,
+            "residual must be on x's device cpu, got me",
+        ),
+        ({"activation": "gelu"}, ValueError, "activation must be 'relu' or None, got 'gelu': apply"),
+    ],
+    ids=["shape", "dtype", "device", "activation"],
+)
+def test_a_residual_and_an_activation_are_checked(changed, kind, message):
+    with pytest.raises(kind, match=f"^{message}"):
+        f.cbam(**arguments(), **changed)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +226,7 @@ def test_the_reference_backend_never_runs_kernels(recorder):
 def test_the_schedule_is_handed_down(recorder):
     with settings(schedule="staged"):
         f.cbam(**arguments())
-    assert recorder.last[-1] == "staged"
+    assert recorder.last[-3:] == ("staged", None, False)
 
 
 def test_tracing_and_export_run_the_reference(recorder):
@@ -251,12 +285,13 @@ def test_any_other_norm_is_called_between_the_kernels(recorder, norm):
     assert recorder.calls[2:] == ["gates", "apply_gates without g"]
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_a_norm_that_learns_gets_its_gradient(recorder, training):
-    norm = nn.BatchNorm2d(1).train(training)
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(1).eval(), nn.BatchNorm2d(1), nn.GroupNorm(1, 1)])
+def test_a_norm_that_learns_gets_its_gradient(recorder, norm):
     f.cbam(**arguments(), norm=norm).sum().backward()
     assert norm.weight.grad is not None
     assert norm.bias.grad.abs().item() > 0
+    known = isinstance(norm, nn.BatchNorm2d)
+    assert recorder.calls == (["cbam_training"] if known else ["gates"])
 
 
 def test_a_batch_norm_that_does_not_fit_is_refused_by_pytorch(recorder):

@@ -1,5 +1,6 @@
 """The schedules: order of work by enumeration, any block sizes and any lag."""
 
+import functools
 import itertools
 import types
 
@@ -17,7 +18,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from cbam_triton.kernels import launch
+from cbam_triton.kernels import launch, wavefront
 from cbam_triton.kernels.channel_pool import pool_grid
 from cbam_triton.kernels.launch import Override
 from cbam_triton.kernels.wavefront import work_item
@@ -29,11 +30,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarn
 
 
 def enumerated(N, lags, tiles):
-    """(stage, n) of every ticket: step by step, the oldest sample first; without a lag the stages in their order."""
+    """(stage, n) of every ticket: step by step, the oldest sample first; without a lag stage by stage."""
+    if lags[-1] == 0:
+        return [(stage, n) for stage in range(4) for n in range(N) for _ in range(tiles[stage])]
     order = []
     for step in range(N + lags[-1]):
-        items = [(stage, step - lags[stage]) for stage in range(3) for _ in range(tiles[stage])]
-        order += [(stage, n) for stage, n in (items[::-1] if lags[-1] else items) if 0 <= n < N]
+        items = [(stage, step - lags[stage]) for stage in range(4) for _ in range(tiles[stage])]
+        order += [(stage, n) for stage, n in items[::-1] if 0 <= n < N]
     return order
 
 
@@ -43,7 +46,8 @@ def in_python(function, *arguments):
         minimum=min, maximum=max, cdiv=lambda a, b: -(-a // b), where=lambda condition, a, b: a if condition else b,
         constexpr=int,
     )  # fmt: skip
-    return types.FunctionType(function.fn.__code__, {"tl": language})(*arguments)
+    names = {"tl": language, "_item_in_step": functools.partial(in_python, wavefront._item_in_step)}
+    return types.FunctionType(function.fn.__code__, names)(*arguments)
 
 
 def check_order(items, N, lags, tiles):
@@ -61,33 +65,43 @@ def check_inputs_come_first(items):
         assert all(max(tickets.get((n, earlier), [-1])) < min(mine) for earlier in range(stage))
 
 
+def _lags(N, B, C):
+    """Lags of all stages: equal steps, or none for a stage without tiles."""
+    waits = 1 + (B > 0) + (C > 0)
+    for lag in range(N // waits + 1):
+        lag_b = lag if B else 0
+        lag_c = lag_b + lag if C else lag_b
+        yield 0, lag_b, lag_c, lag_c + lag
+
+
 @pytest.mark.parametrize("N", [1, 2, 3, 4, 5, 9])
 def test_every_ticket_is_another_tile_and_its_inputs_have_smaller_tickets(N):
-    for A, B, C in itertools.product((1, 2, 3, 7), (0, 1, 3), (1, 2, 5)):
-        lags = [(lag, 2 * lag) for lag in range(N // 2 + 1)] if B else [(0, lag) for lag in range(N + 1)]
-        for lag_b, lag_c in lags:
-            items = [in_python(work_item, ticket, N, lag_b, lag_c, A, B, C) for ticket in range(N * (A + B + C))]
-            check_order(items, N, (0, lag_b, lag_c), (A, B, C))
+    for tiles in itertools.product((1, 2, 7), (0, 1, 3), (0, 1, 2), (1, 5)):
+        for lags in _lags(N, *tiles[1:3]):
+            items = [in_python(work_item, ticket, N, *lags[1:], *tiles) for ticket in range(N * sum(tiles))]
+            check_order(items, N, lags, tiles)
             check_inputs_come_first(items)
 
 
 @triton.jit
-def _work_items(items_ptr, N, LAG_B, LAG_C, TILES_A, TILES_B, TILES_C):
-    for ticket in range(N * (TILES_A + TILES_B + TILES_C)):
-        stage, n, tile = work_item(ticket, N, LAG_B, LAG_C, TILES_A, TILES_B, TILES_C)
+def _work_items(items_ptr, N, LAG_B, LAG_C, LAG_D, TILES_A, TILES_B, TILES_C, TILES_D):
+    for ticket in range(N * (TILES_A + TILES_B + TILES_C + TILES_D)):
+        stage, n, tile = work_item(ticket, N, LAG_B, LAG_C, LAG_D, TILES_A, TILES_B, TILES_C, TILES_D)
         tl.store(items_ptr + 3 * ticket, stage)
         tl.store(items_ptr + 3 * ticket + 1, n)
         tl.store(items_ptr + 3 * ticket + 2, tile)
 
 
-@pytest.mark.parametrize("N, LAG_B, LAG_C, tiles", [
-    (1, 0, 0, (3, 2, 4)), (5, 1, 2, (2, 3, 1)), (5, 2, 4, (1, 1, 3)), (4, 0, 2, (3, 0, 2)), (3, 0, 3, (1, 0, 1)),
+@pytest.mark.parametrize("N, lags, tiles", [
+    (1, (0, 0, 0), (3, 2, 1, 4)), (2, (0, 0, 0), (3, 2, 1, 4)), (5, (1, 1, 2), (2, 3, 0, 1)),
+    (7, (2, 4, 6), (1, 1, 2, 3)),
+    (4, (0, 0, 2), (3, 0, 0, 2)), (3, (1, 2, 3), (1, 2, 2, 1)),
 ])  # fmt: skip
-def test_the_device_counts_tickets_as_the_enumeration_does(N, LAG_B, LAG_C, tiles, device):
+def test_the_device_counts_tickets_as_the_enumeration_does(N, lags, tiles, device):
     found = torch.full((N * sum(tiles), 3), -1, dtype=torch.int32, device=device)
-    _work_items[(1,)](found, N, LAG_B, LAG_C, *tiles)
+    _work_items[(1,)](found, N, *lags, *tiles)
     items = [tuple(row) for row in found.tolist()]
-    check_order(items, N, (0, LAG_B, LAG_C), tiles)
+    check_order(items, N, (0, *lags), tiles)
     check_inputs_come_first(items)
 
 
@@ -101,18 +115,18 @@ def test_the_wavefront_has_done_what_the_lag_says_when_it_is_stopped(R, K, lag, 
     problem, sizes = launch.plan_of(x, weights, "wavefront", override).problem, override.row._asdict()
     counts = (table.pool_tiles(problem, sizes) if R else 0, table.spatial_tiles(problem, sizes) if K else 0)
     last = table.apply_tiles(problem, sizes)
-    lags = (0, lag, 2 * lag) if R and K else (0, 0, lag)
-    tiles = (*counts, last) if R and K else (sum(counts), 0, last)
+    lags = (0, lag, lag, 2 * lag) if R and K else (0, 0, 0, lag)
+    tiles = (*counts, 0, last) if R and K else (sum(counts), 0, 0, last)
     order = enumerated(N, lags, tiles)
     # Programs a sample: as few as finish the first one.
-    each = (len(order) - order[::-1].index((2, 0)) + N - 1) // N
+    each = (len(order) - order[::-1].index((3, 0)) + N - 1) // N
     monkeypatch.setattr(table, "wavefront_tiles", lambda *_: each)
     begun = order[: N * each]
     assert len(begun) < len(order)
     y = launch.forward(x, weights, "wavefront", override)
     for n in range(N):
-        if begun.count((2, n)) in (0, last):
-            assert y[n].isnan().any().item() == y[n].isnan().all().item() == (begun.count((2, n)) == 0)
+        if begun.count((3, n)) in (0, last):
+            assert y[n].isnan().any().item() == y[n].isnan().all().item() == (begun.count((3, n)) == 0)
 
 
 @triton.jit
@@ -166,6 +180,8 @@ def rows(draw):
         APPLY_C=apply_c,
         APPLY_P=draw(powers(3, 6)),
         APPLY_SPLIT=apply_c * draw(st.integers(1, 4)),
+        MAP_P=draw(powers(3, 6)),
+        TAP_SPLIT=1 << 12,
         num_warps=draw(powers(0, 2)),
         programs_per_sm=1,
     )

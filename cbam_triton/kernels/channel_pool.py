@@ -36,7 +36,7 @@ def channel_pool_tile(
     """
     TRACK: tl.constexpr = argmax_ptr is not None
     GROUP: tl.constexpr = BLOCK_P // KEEP
-    SAME_BITS: tl.constexpr = tl.int64 if ACC == tl.float64 else tl.int32
+    SAME_BITS: tl.constexpr = tl.int64 if tl.float64 == ACC else tl.int32
     block = tile // chunks
     p_begin = tile % chunks * chunk
     p_end = tl.minimum(p_begin + chunk, P)

@@ -171,7 +171,7 @@ def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channe
         POOL_SPLIT=max(pool_p, row.pool_tile // pool_c),
         POOL_KEEP=_kept(pool_p, pool_c, threads, vec, unit_stride=not channels_last),
         POOL_R=min(R, max(1, weights // max(pool_c, 64))),
-        MLP_T=max(1, min(16, weights // 2 // R)),
+        MLP_T=max(1, min(32 // itemsize, weights // 2 // R)),
         MLP_C=min(C, max(1, (4 if R <= 16 else 2 if R <= 64 else 1) * weights // 2 // R)),  # short rows cost less
         MLP_SPLIT=min(C, max(1, 16384 // R)),
         SPATIAL_C=spatial_c,

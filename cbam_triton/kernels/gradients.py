@@ -134,7 +134,7 @@ def backward(
         residual = run.dr if run.dr is not None else dy
     parameters = _weight_gradients(run, needed)
     norm = [
-        total.to(parameter.dtype) if wanted and total is not None else None
+        total.to(parameter.dtype) if wanted and total is not None and parameter is not None else None
         for total, parameter, wanted in zip(dnorm, weights[6:8], needed[8:], strict=True)
     ]
     return Gradients(run.dx if needed.x else None, residual, *parameters, *norm)
@@ -205,7 +205,10 @@ def _logit_gradient(run: _Backward) -> None:
 def _norm_gradient(run: _Backward, batch_norm: bool) -> tuple[Tensor, Tensor]:
     """Gradients of the norm's weight and bias; with `batch_norm` dz becomes the gradient of what is normed."""
     weights, z = run.call.weights, run.call.kept.z
-    assert z is not None and run.dz is not None and weights.norm_mean is not None and weights.norm_var is not None
+    assert z is not None
+    assert run.dz is not None
+    assert weights.norm_mean is not None
+    assert weights.norm_var is not None
     N, _, H, W = z.shape
     radius = run.call.plan.problem.K // 2
     lead = _map_lead(W, radius)
@@ -292,7 +295,7 @@ def _weight_gradients(run: _Backward, needed: Needed) -> list[Tensor | None]:
     """Those of both layers of the MLP and of the convolution, in the order of `Gradients`."""
     call, problem = run.call, run.call.plan.problem
     found = [
-        torch.empty_like(parameter) if wanted else None
+        torch.empty_like(parameter) if wanted and parameter is not None else None
         for parameter, wanted in zip(call.weights[:6], needed[2:8], strict=True)
     ]
     mlp, conv = needed.mlp, needed.conv

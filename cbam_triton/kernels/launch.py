@@ -109,7 +109,7 @@ def forward_kept(
     With `batch_norm` these statistics normalise the logits, and one more pass reads x; without it they are None.
     """
     y = torch.empty_like(x)
-    kept = places(x, weights)
+    kept = places(x, weights.fc1_weight, weights.conv_weight)
     mean = var = None
     if y.numel() > 0:
         call = Call(x, y, weights, plan_of(x, weights, schedule, override), residual, relu, kept)
@@ -156,17 +156,17 @@ def apply_gates(
     return y
 
 
-def places(x: Tensor, weights: Weights) -> Kept:
+def places(x: Tensor, fc1_weight: Tensor | None, conv_weight: Tensor | None) -> Kept:
     """Memory for what a backward needs, by which parameters there are."""
     N, C, H, W = x.shape
     acc, device = accumulator(x.dtype), x.device
     gate = pools = channel_argmax = total = pool = spatial_argmax = z = None
-    if weights.fc1_weight is not None:
+    if fc1_weight is not None:
         gate = torch.empty((N, C), dtype=acc, device=device)
         pools = torch.empty((N, 2, C), dtype=acc, device=device)
         channel_argmax = torch.empty((N, C), dtype=_index_dtype(H * W), device=device)
-        total = torch.empty((N, 2, weights.fc1_weight.shape[0]), dtype=acc, device=device)
-    if weights.conv_weight is not None:
+        total = torch.empty((N, 2, fc1_weight.shape[0]), dtype=acc, device=device)
+    if conv_weight is not None:
         pool = torch.empty((N, H, W, 2), dtype=x.dtype, device=device)
         spatial_argmax = torch.empty((N, H, W), dtype=_index_dtype(C), device=device)
         z = torch.empty((N, 1, H, W), dtype=acc, device=device)
@@ -183,7 +183,12 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def plan_of(
-    x: Tensor, weights: Weights, schedule: str, override: Override | None = None, backward: bool = False, address: int = 0
+    x: Tensor,
+    weights: Weights,
+    schedule: str,
+    override: Override | None = None,
+    backward: bool = False,
+    address: int = 0,
 ) -> Plan:
     """The plan of a call; x must be one that `layout.merged` leaves alone. `address` is of another tensor like x."""
     return plan(

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+
 @triton.jit
 def spatial_logit(
     pool_ptr,  # one sample: H + 2 RADIUS, W, 2
@@ -88,10 +89,10 @@ def map_gradient_tile(
     p, C, P, W,
     NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """slopes = (dmean / C, dmean / C + dmax), and with a norm s, where dmean and dmax are the gradients of the two pooled maps.
+    """slopes = (dmean / C, dmean / C + dmax), and with a norm s.
 
-    These are the transposed convolution of dz. One program owns a vector of pixels p of one sample. With GIVEN dz is
-    already that of the unnormed logit.
+    The gradients dmean and dmax of the two pooled maps are the transposed convolution of dz. One program owns a vector
+    of pixels p of one sample. With GIVEN dz is already that of the unnormed logit.
     """
     dmean = tl.zeros([p.shape[0]], ACC)
     dmax = tl.zeros([p.shape[0]], ACC)
@@ -119,7 +120,7 @@ def map_gradient_tile(
 
 @triton.jit
 def share_size(K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Elements of a share of the convolution's gradient: K rows of BLOCK_K taps of both maps, and a sector for the bias."""
+    """Elements of a share of the convolution's gradient: K rows of BLOCK_K taps of both maps, a sector for the bias."""
     return 2 * K * BLOCK_K + 8
 
 
@@ -139,8 +140,8 @@ def tap_gradient_tile(
     """
     kw = tl.arange(0, BLOCK_K)
     dz_ptr += map_lead(W, K // 2)
-    # Times a one that the compiler does not know for one: threads then lie along the pixels, which saves the exchange of
-    # taps between threads in every sum.
+    # Times a one that the compiler does not know for one: threads then lie along the pixels, and every sum saves the
+    # exchange of taps between threads.
     columns = kw * tl.minimum(W, 1)
     mean = tl.zeros([BLOCK_K, BLOCK_P], ACC)
     peak = tl.zeros([BLOCK_K, BLOCK_P], ACC)

@@ -134,20 +134,20 @@ def apply_gates_kernel(
     pixel_tiles = tl.cdiv(P, APPLY_P)
     n, tile = sample_and_tile(N, pixel_tiles * tl.cdiv(C, APPLY_SPLIT), BACKWARDS)
     p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
-    c_begin = (tile // pixel_tiles) * APPLY_SPLIT
     s = None
     if pool_ptr is not None:
         pool_ptr += n * (2 * (H + 2 * (K // 2)) * W)
         z = spatial_logit(pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, K, BLOCK_K, ACC)
         s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
         if z_ptr is not None:
-            if c_begin == 0:
+            if tile < pixel_tiles:
                 tl.store(z_ptr + n * P + p, z if norm_mean_ptr is not None else s, mask=p < P)
     elif z_ptr is not None:
         z = tl.load(z_ptr + n * P + p, mask=p < P, other=0.0).to(ACC)
         s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
     if gate_ptr is not None:
         gate_ptr += n * C
+    c_begin = (tile // pixel_tiles) * APPLY_SPLIT
     y_offset = n * known_multiple(y_stride_n, VEC)
     if residual_ptr is not None:
         residual_ptr += y_offset

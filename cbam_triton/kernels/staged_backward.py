@@ -64,7 +64,8 @@ def map_gradient_kernel(
     if tile < map_tiles:
         map_gradient_tile(
             dz_ptr, z_ptr + n * P, conv_weight_ptr, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
-            s_ptr + n * P, slopes_ptr + n * (2 * P), tile * MAP_P + tl.arange(0, MAP_P), C, P, W, NORM_EPS, GIVEN, K, ACC,
+            s_ptr + n * P, slopes_ptr + n * (2 * P), tile * MAP_P + tl.arange(0, MAP_P), C, P, W,
+            NORM_EPS, GIVEN, K, ACC,
         )  # fmt: skip
     else:
         chunk = (tile - map_tiles) // K
@@ -161,6 +162,7 @@ def input_gradient_kernel(
     c_begin = (tile // pixel_tiles) * APPLY_SPLIT
     input_gradient_tile(
         d_ptr + n * d_stride_n, dx_ptr + n * known_multiple(dx_stride_n, VEC), s_ptr, slopes_ptr,
-        spatial_argmax_ptr, gate_ptr, descent_ptr, channel_argmax_ptr, p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P,
+        spatial_argmax_ptr, gate_ptr, descent_ptr, channel_argmax_ptr,
+        p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P,
         d_stride_c, d_stride_p, dx_stride_c, dx_stride_p, APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC,
     )  # fmt: skip

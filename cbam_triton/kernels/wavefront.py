@@ -27,7 +27,7 @@ def work_item(ticket, N, LAG_B, LAG_C, LAG_D, TILES_A, TILES_B, TILES_C, TILES_D
         begin_b = N * TILES_A
         begin_c = begin_b + N * TILES_B
         begin_d = begin_c + N * TILES_C
-        stage = (ticket >= begin_b).to(tl.int32) + (ticket >= begin_c).to(tl.int32) + (ticket >= begin_d).to(tl.int32)
+        stage = tl.where(ticket < begin_b, 0, tl.where(ticket < begin_c, 1, tl.where(ticket < begin_d, 2, 3)))
         begin = tl.where(stage == 0, 0, tl.where(stage == 1, begin_b, tl.where(stage == 2, begin_c, begin_d)))
         tiles = tl.where(stage == 0, TILES_A, tl.where(stage == 1, TILES_B, tl.where(stage == 2, TILES_C, TILES_D)))
         n = (ticket - begin) // tiles
@@ -59,7 +59,7 @@ def _item_in_step(ticket, N, LAG_B, LAG_C, LAG_D, TILES_A, TILES_B, TILES_C, TIL
     end_b = end_a + tl.where((step >= LAG_B) & (step < N + LAG_B), TILES_B, 0)
     end_c = end_b + tl.where((step >= LAG_C) & (step < N + LAG_C), TILES_C, 0)
     slot = end_c + tl.where(step >= LAG_D, TILES_D, 0) - 1 - slot
-    stage = (slot >= end_a).to(tl.int32) + (slot >= end_b).to(tl.int32) + (slot >= end_c).to(tl.int32)
+    stage = tl.where(slot < end_a, 0, tl.where(slot < end_b, 1, tl.where(slot < end_c, 2, 3)))
     n = step - tl.where(stage == 0, 0, tl.where(stage == 1, LAG_B, tl.where(stage == 2, LAG_C, LAG_D)))
     tile = slot - tl.where(stage == 0, 0, tl.where(stage == 1, end_a, tl.where(stage == 2, end_b, end_c)))
     return stage, n, tile
@@ -77,8 +77,8 @@ def cbam_wavefront(
     gate_ptr,  # N C
     pool_ptr,  # N H+2(K//2) W 2, scratch
     y_ptr,  # N C H W, or None to stop at the logits
-    # kept for a backward, or None: the logits N H W, or the gate if there is no norm; channel attention's N 2 C, N C, N 2 R; spatial attention's
-    # N H W 2, N H W
+    # kept for a backward, or None: the logits N H W, or the gate if there is no norm; channel attention's N 2 C, N C,
+    # N 2 R; spatial attention's N H W 2, N H W
     z_ptr, pools_ptr, channel_argmax_ptr, total_ptr, kept_ptr, spatial_argmax_ptr,
     # zeroed, 1 + N (3 + BLOCKS): ticket; of each sample: blocks pooled, gate made, spatial tiles, chunks of each block
     counters_ptr,
@@ -154,18 +154,18 @@ def cbam_wavefront(
         publish(spatial_done_ptr)
     else:
         p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
-        c_begin = (tile // pixel_tiles) * APPLY_SPLIT
         s = None
         if SPATIAL:
             wait_for(spatial_done_ptr, spatial_tiles)
             z = spatial_logit(pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, K, BLOCK_K, ACC)
             s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
             if z_ptr is not None:
-                if c_begin == 0:
+                if tile < pixel_tiles:
                     tl.store(z_ptr + n * P + p, z if LOGITS or norm_mean_ptr is not None else s, mask=p < P)
         else:
             wait_for(gate_done_ptr, 1)
         if not LOGITS:
+            c_begin = (tile // pixel_tiles) * APPLY_SPLIT
             y_offset = n * known_multiple(y_stride_n, VEC)
             if residual_ptr is not None:
                 residual_ptr += y_offset

@@ -43,7 +43,8 @@ def backward_wavefront(
     x_ptr, dy_ptr,  # N C H W
     y_ptr, dr_ptr,  # N C H W with dx's strides; None without ReLU
     gate_ptr, channel_argmax_ptr, total_ptr,  # N C, N C, N 2 R; None without channel attention
-    pool_ptr, spatial_argmax_ptr, z_ptr,  # N H W 2, N H W, N H W (logits with a norm, else gate); None without spatial attention
+    # N H W 2, N H W, N H W (logits with a norm, else the gate); None without spatial attention
+    pool_ptr, spatial_argmax_ptr, z_ptr,
     fc1_weight_ptr, fc2_weight_ptr, conv_weight_ptr,  # R C, C R, 2 K K
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     dz_ptr,  # N map_size: scratch, or with GIVEN the gradient of the convolution's output
@@ -51,7 +52,7 @@ def backward_wavefront(
     s_ptr,  # N H W: scratch with a norm, else z's
     dq_ptr, hidden_ptr, share_ptr,  # N C, N 3 R, N chunks share_size or None: for the weights' gradients
     dx_ptr,  # N C H W
-    # zeroed, 1 + N (4 + BLOCKS): ticket; of each sample: logit, map and channel gradients, descent, chunks of each block
+    # zeroed, 1 + N (4 + BLOCKS): ticket; of each sample: logit, map, channel gradients, descent, chunks of each block
     counters_ptr,
     x_stride_n, x_stride_c, x_stride_p, dy_stride_n, dy_stride_c, dy_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
     N, C, H, W, R, LAG,
@@ -60,7 +61,8 @@ def backward_wavefront(
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     POOL_C: tl.constexpr, POOL_P: tl.constexpr, POOL_SPLIT: tl.constexpr, POOL_KEEP: tl.constexpr,
     POOL_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr,
-    SPATIAL_C: tl.constexpr, SPATIAL_P: tl.constexpr, SPATIAL_KEEP: tl.constexpr, MAP_P: tl.constexpr, TAP_SPLIT: tl.constexpr,
+    SPATIAL_C: tl.constexpr, SPATIAL_P: tl.constexpr, SPATIAL_KEEP: tl.constexpr,
+    MAP_P: tl.constexpr, TAP_SPLIT: tl.constexpr,
     APPLY_C: tl.constexpr, APPLY_P: tl.constexpr, APPLY_SPLIT: tl.constexpr,
 ):  # fmt: skip
     """All of the backward of CBAM but the weights; each program takes a ticket and does that tile."""
@@ -134,7 +136,8 @@ def backward_wavefront(
         else:
             chunk = (tile - map_tiles) // K
             tap_gradient_tile(
-                dz_ptr, pool_ptr + n * (2 * P), norm_weight_ptr, norm_var_ptr, share_ptr + (n * tap_chunks + chunk) * share_size(K, BLOCK_K),
+                dz_ptr, pool_ptr + n * (2 * P), norm_weight_ptr, norm_var_ptr,
+                share_ptr + (n * tap_chunks + chunk) * share_size(K, BLOCK_K),
                 (tile - map_tiles) % K, chunk * TAP_SPLIT, tl.minimum((chunk + 1) * TAP_SPLIT, P), P, W,
                 NORM_EPS, GIVEN, K, BLOCK_K, MAP_P, ACC,
             )  # fmt: skip

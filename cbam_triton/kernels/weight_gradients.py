@@ -17,7 +17,7 @@ def weight_gradients_kernel(
     K: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """dW1 = dq' h, db1 = 2 sum dq, dW0 = dza' avg + dzm' max, db0 = sum dza + dzm, over the samples; (dw, db) over shares.
+    """dW1 = dq' h, db1 = 2 sum dq, dW0 = dza' avg + dzm' max, db0 = sum dza + dzm over samples, (dw, db) over shares.
 
     A program owns BLOCK_C x BLOCK_R weights of both layers; those that come after own BLOCK_C taps of the convolution.
     """

@@ -1,0 +1,224 @@
+"""The backward kernels against autograd of the eager specification: dtypes, layouts, ties, epilogue, norm."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cbam_triton import reference
+
+pytest.importorskip("triton")
+
+from cbam_triton.kernels import gradients, launch
+from cbam_triton.kernels.gradients import Needed
+
+from .cases import FORMATS, SCHEDULES, integers, layer, normal
+from .errors import assert_same
+
+pytestmark = [
+    pytest.mark.usefixtures("nan_memory"),
+    # The interpreter's exp is numpy's, and the sigmoid of a large negative number overflows on its way to 0.
+    pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning"),
+]
+
+both_schedules = pytest.mark.parametrize("schedule", SCHEDULES)
+both_formats = pytest.mark.parametrize("memory_format", FORMATS, ids=("nchw", "channels_last"))
+HALF = (torch.float16, torch.bfloat16)
+
+# A few numbers are as near to the exact ones as luck has it: an attention's parameters are judged together.
+_GROUPS = dict.fromkeys(("conv_weight", "conv_bias", "norm_weight", "norm_bias"), "spatial")
+_GROUPS |= dict.fromkeys(("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"), "channel")
+
+
+def eager(x, dy, weights, residual, relu, batch, dtype):
+    """Gradients in the order of `Gradients` by autograd of the reference."""
+
+    def leaf(tensor):
+        return None if tensor is None else tensor.detach().to(dtype).requires_grad_()
+
+    x, residual, parameters = leaf(x), leaf(residual), [leaf(tensor) for tensor in weights[:8]]
+    y = x
+    if parameters[0] is not None:
+        y = reference.apply_channel_gate(y, reference.channel_gate(y, *parameters[:4]))
+    if parameters[4] is not None:
+        z = reference.spatial_logit(y, *parameters[4:6])
+        if batch:
+            z = F.batch_norm(z, None, None, *parameters[6:], training=True, eps=weights.norm_eps)
+        elif weights.norm_mean is not None:
+            mean, var = weights.norm_mean.to(dtype), weights.norm_var.to(dtype)
+            z = F.batch_norm(z, mean, var, *parameters[6:], eps=weights.norm_eps)
+        y = reference.apply_spatial_gate(y, torch.sigmoid(z))
+    y = y if residual is None else y + residual
+    y = F.relu(y) if relu else y
+    leaves = [x, residual, *parameters]
+    there = [tensor for tensor in leaves if tensor is not None]
+    found = iter(torch.autograd.grad(y, there, dy.to(dtype), allow_unused=True))
+    return [None if tensor is None else next(found) for tensor in leaves]
+
+
+def by_kernels(x, dy, weights, schedule, residual=None, relu=False, batch=False, needed=None):
+    y, kept, mean, var = launch.forward_kept(x, weights, schedule, None, residual, relu, batch)
+    if batch:
+        weights = weights._replace(norm_mean=mean, norm_var=var)
+    needed = needed or Needed(residual=residual is not None)
+    return gradients.backward(x, dy, y if relu else None, weights, kept, needed, schedule, batch_norm=batch)
+
+
+def check(x, dy, weights, schedule, residual=None, relu=False, batch=False):
+    """Every gradient's error against fp64, by RMS, is at most twice eager's, plus one ulp of the largest value."""
+    found = by_kernels(x, dy, weights, schedule, residual, relu, batch)
+    arguments = (x, dy, weights, residual, relu, batch)
+    exact = eager(*arguments, torch.float64)
+    rounded = eager(*arguments, torch.float32 if x.dtype == torch.float64 else x.dtype)
+    shrink = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps if x.dtype == torch.float64 else 1
+    errors, others, ulps = {}, {}, {}
+    for name, mine, right, other in zip(found._fields, found, exact, rounded, strict=True):
+        assert (mine is None) == (right is None), name
+        if right is None:
+            continue
+        assert mine.shape == right.shape, name
+        assert mine.isfinite().all(), name
+        group = _GROUPS.get(name, name)
+        errors.setdefault(group, []).append((mine.double() - right).flatten())
+        others.setdefault(group, []).append((other.double() - right).flatten() * shrink)
+        ulps[group] = max(ulps.get(group, 0.0), (torch.finfo(mine.dtype).eps * right.abs().max()).item())
+    for group, ulp in ulps.items():
+        error, own = (torch.cat(part[group]).square().mean().sqrt().item() for part in (errors, others))
+        assert error <= 2 * own + ulp, f"{group}: error {error:.3g} by RMS, eager's {own:.3g}, ulp {ulp:.3g}"
+    return found
+
+
+@both_schedules
+@both_formats
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
+def test_gradients_are_as_good_as_eager(dtype, memory_format, schedule, device):
+    x = normal((2, 20, 5, 7), dtype=dtype, memory_format=memory_format, device=device)
+    dy = normal((2, 20, 5, 7), dtype=dtype, memory_format=memory_format, device=device, seed=5)
+    found = check(x, dy, layer(20, dtype=dtype, device=device), schedule)
+    assert found.x.stride() == x.stride()
+    assert found.x.dtype == dtype
+
+
+@both_schedules
+@both_formats
+@pytest.mark.parametrize(
+    "size", [(4, 5, 1, 1, 1, 3), (1, 1, 5, 3, 1, 7), (3, 16, 8, 8, 3, 7), (2, 33, 1, 11, 2, 5)], ids=str
+)
+def test_gradients_of_every_size_are_as_good_as_eager(size, memory_format, schedule, device):
+    N, C, H, W, R, K = size
+    x = torch.relu(normal((N, C, H, W), memory_format=memory_format, device=device))
+    dy = normal((N, C, H, W), memory_format=memory_format, device=device, seed=5)
+    check(x, dy, layer(C, R, K, device=device), schedule)
+
+
+@both_schedules
+@pytest.mark.parametrize("R, K, norm, batch", [
+    (4, 0, None, False), (0, 3, None, False), (4, 3, "affine", False), (4, 3, "fixed", False), (0, 3, "affine", True),
+    (4, 3, "affine", True), (4, 3, None, True),
+])  # fmt: skip
+def test_gradients_of_parts_and_norms_are_as_good_as_eager(R, K, norm, batch, schedule, device):
+    x = normal((3, 12, 5, 3), memory_format=torch.channels_last, device=device)
+    dy = normal((3, 12, 5, 3), memory_format=torch.channels_last, device=device, seed=5)
+    weights = layer(12, R, K, norm=norm, device=device)
+    if batch:
+        weights = weights._replace(norm_mean=None, norm_var=None, norm_eps=1e-5)
+    check(x, dy, weights, schedule, batch=batch)
+
+
+@both_schedules
+@both_formats
+@pytest.mark.parametrize("relu, batch", [(True, False), (False, False), (True, True)])
+def test_gradients_through_the_epilogue_are_as_good_as_eager(relu, batch, memory_format, schedule, device):
+    x, dy, residual = (
+        normal((2, 12, 5, 4), dtype=torch.float16, memory_format=memory_format, device=device, seed=seed)
+        for seed in (0, 5, 6)
+    )
+    weights = layer(12, norm="affine" if batch else None, device=device)
+    if batch:
+        weights = weights._replace(norm_mean=None, norm_var=None)
+    found = check(x, dy, weights, schedule, residual, relu, batch)
+    assert found.residual.stride() == x.stride()
+
+
+@both_schedules
+@both_formats
+def test_a_gradient_may_lie_in_any_way(memory_format, schedule, device):
+    x = normal((2, 12, 4, 5), memory_format=memory_format, device=device)
+    weights = layer(12, device=device)
+    other = FORMATS[memory_format == FORMATS[0]]
+    dense = normal((2, 12, 4, 5), memory_format=other, device=device, seed=5)
+    ones = torch.ones((), device=device).expand(x.shape)
+    for dy in (dense, ones, dense[:, :1].expand(x.shape), dense[:1].expand(x.shape), dense.flip(3).flip(3)[:, :, ::1]):
+        check(x, dy, weights, schedule)
+    wide = normal((2, 12, 8, 10), device=device, seed=5)
+    check(x, wide[:, :, ::2, ::2], weights, schedule)
+
+
+@both_schedules
+@both_formats
+def test_ties_go_to_the_first_index(memory_format, schedule, device):
+    x = integers((2, 16, 4, 8), memory_format=memory_format, device=device).clamp(min=0)
+    x[1, 5:] = 0
+    weights = layer(16, device=device)
+    _, kept, _, _ = launch.forward_kept(x, weights, schedule)
+    assert_same(kept.channel_argmax.long(), x.flatten(2).max(2).indices)
+    gated = x.flatten(2) * kept.gate[:, :, None]
+    assert_same(kept.spatial_argmax.flatten(1).long(), gated.max(1).indices)
+    dy = normal((2, 16, 4, 8), memory_format=memory_format, device=device, seed=5)
+    check(x, dy, weights, schedule)
+
+
+@both_schedules
+@both_formats
+def test_gradients_are_exact_where_arithmetic_is(memory_format, schedule, device):
+    # Gates of exactly one half, and no gradient through the logits: what is left is dy / 4.
+    x, dy = (integers((2, 16, 4, 4), memory_format=memory_format, device=device, seed=seed) for seed in (0, 1))
+    weights = layer(16, device=device)._replace(fc2_bias=None, conv_bias=None)
+    weights = weights._replace(
+        fc2_weight=torch.zeros_like(weights.fc2_weight), conv_weight=torch.zeros_like(weights.conv_weight)
+    )
+    found = by_kernels(x, dy, weights, schedule)
+    assert_same(found.x, dy / 4)
+    assert_same(found.fc1_weight, torch.zeros_like(weights.fc1_weight))
+    exact = eager(x, dy, weights, None, False, False, torch.float64)
+    assert_same(found.conv_weight.double(), exact[6])
+
+
+@both_schedules
+def test_only_gradients_that_are_asked_for_are_computed(schedule, device):
+    x, dy = (normal((2, 8, 4, 3), device=device, seed=seed) for seed in (0, 1))
+    weights = layer(8, norm="affine", device=device)
+    everything = by_kernels(x, dy, weights, schedule)
+    for i, name in enumerate(Needed._fields):
+        only = Needed(*(j == i for j in range(len(Needed._fields))))
+        found = by_kernels(x, dy, weights, schedule, needed=only)
+        assert [field for field, value in found._asdict().items() if value is not None] == [name]
+        if name != "residual":
+            torch.testing.assert_close(getattr(found, name), getattr(everything, name))
+
+
+@both_schedules
+@both_formats
+def test_two_backwards_give_the_same_bits(memory_format, schedule, device):
+    x, dy = (normal((3, 12, 5, 3), memory_format=memory_format, device=device, seed=seed) for seed in (0, 1))
+    weights = layer(12, device=device)
+    for first, second in zip(by_kernels(x, dy, weights, schedule), by_kernels(x, dy, weights, schedule), strict=True):
+        assert (first is None) == (second is None)
+        if first is not None:
+            assert_same(first, second)
+
+
+@both_schedules
+def test_the_gradient_of_nothing_is_zero(schedule, device):
+    x = torch.empty(0, 8, 4, 4, device=device)
+    found = by_kernels(x, torch.empty_like(x), layer(8, device=device), schedule)
+    assert found.x.shape == x.shape
+    assert_same(found.fc1_weight, torch.zeros(4, 8, device=device))
+
+
+@both_schedules
+def test_what_is_no_number_stays_none(schedule, device):
+    x, dy = (normal((2, 8, 4, 3), device=device, seed=seed) for seed in (0, 1))
+    x[1, 2, 1, 1] = float("nan")
+    found = by_kernels(x, dy, layer(8, device=device), schedule).x
+    assert found[0].isfinite().all()
+    assert found[1].isnan().all()
