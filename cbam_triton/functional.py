@@ -9,8 +9,10 @@ Strides: kernels read x as it lies as long as its pixels are evenly spaced (stri
 or C is free; anything else, such as a crop, is copied once to a dense tensor in x's suggested memory format.
 Norm: None or any callable on the logits (N, 1, H, W). An `nn.BatchNorm2d` in eval mode is folded into the kernels; any
 other is called between them, so a batch norm in training mode updates its own statistics.
-Backend: kernels are for inference. The reference runs where a gradient is needed, in export and tracing, for K above
-15, and, unless `settings(backend="triton")`, for dtypes and devices that kernels do not take.
+Backend: the reference runs in export and tracing, under forward-mode and `torch.func` transforms, for K above 15,
+where a gradient is needed through a norm other than an `nn.BatchNorm2d`, and, unless `settings(backend="triton")`, for
+dtypes and devices that kernels do not take.
+Norm in training: an `nn.BatchNorm2d` is part of the kernels' forward and backward; its buffers are updated as it does.
 Raises: ValueError for shapes and devices, TypeError for dtypes, RuntimeError for a Triton backend that cannot run.
 """
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import CBAM, AttentionMaps
-from .check import Progress
+from . import CBAM, AttentionMaps, report, viz
+from .check import Machine, Progress
+from .kernels import device as kernel_device
 
 CLASSES = 10
 SIDE = 8  # of a digit, in pixels
@@ -21,13 +24,15 @@ REDUCTION = 8
 BATCH = 64
 TEST_SHARE = 0.25
 PASS = 0.97  # the test accuracy to exceed
+DRAWN = 10  # digits in the picture
+DRAWN_WRONG = 5  # of these at most
 _SPLIT_SEED = 0  # the same held-out digits whatever the seed of the training
-_LEARNING_RATE = 0.01
+_LEARNING_RATE = 0.004
 _WEIGHT_DECAY = 0.01
 
 
 class Digits(NamedTuple):
-    """Images (N,1,8,8) float32 in [0, 1] and labels (N) int64, on the CPU; every class has its share of the test set."""
+    """Images (N,1,8,8) float32 in [0, 1] and labels (N) int64, all on the CPU."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -35,9 +40,8 @@ class Digits(NamedTuple):
     test_labels: Tensor
 
 
-@dataclass
-class Epoch:
-    """What the last epoch saw while it learned, on shifted images: mean cross-entropy in nats, accuracy 0 to 1."""
+class Epoch(NamedTuple):
+    """What an epoch saw while it learned, on shifted images: mean cross-entropy in nats, accuracy from 0 to 1."""
 
     loss: float
     accuracy: float
@@ -108,7 +112,7 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "cbam_triton":
-            self.names.add(str(func).removesuffix(".default"))
+            self.names.add(func.name())
         return func(*args, **(kwargs or {}))
 
 
@@ -129,9 +133,7 @@ def steps(digits: Digits) -> int:
     return len(digits.train_labels) // BATCH
 
 
-def fit(
-    digits: Digits, device: torch.device, progress: Progress, *, epochs: int, seed: int
-) -> tuple[DigitsNet, Epoch]:
+def fit(digits: Digits, device: torch.device, progress: Progress, *, epochs: int, seed: int) -> tuple[DigitsNet, Epoch]:
     """A network trained with AdamW and a one-cycle learning rate, in eval mode, and its last epoch.
 
     `progress` moves once a step. On a CPU with as many threads the same seed gives the same bits.
@@ -181,13 +183,55 @@ def predict(net: DigitsNet, images: Tensor) -> Tensor:
 
 
 def operators(net: DigitsNet, images: Tensor) -> tuple[set[str], set[str]]:
-    """Names of this library's operators in a training step and in inference on a copy; none where it is PyTorch's."""
-    copied, device = copy.deepcopy(net), net.head.weight.device
+    """This library's operators in a training step and in inference, on a copy; none where only PyTorch's run."""
+    copied = copy.deepcopy(net).train()
     with _Operators() as training:
-        copied.train()(images.to(device)).sum().backward()
+        copied(images.to(net.head.weight.device)).sum().backward()
     with _Operators() as inference:
         predict(copied.eval(), images)
     return training.names, inference.names
+
+
+def facts(digits: Digits, device: torch.device) -> str:
+    """Plain text: the environment, the schedules that "auto" takes and why, the operators that run, the data."""
+    kernels = kernel_device.missing() is None and kernel_device.device_type() == device.type
+    machine = Machine(device, torch.float32, kernels, kernels and kernel_device.interpreted())
+    maps, side = [], SIDE
+    for channels, stride in STAGES:
+        side //= stride
+        maps.append(torch.empty(BATCH, channels, side, side, device=device))
+    names = operators(_initialized(0).to(device), digits.test_images[:2])
+    ran = [", ".join(sorted(found)) or "the reference, PyTorch's operators" for found in names]
+    lines = [
+        ("runs", f"training: {ran[0]}; inference: {ran[1]}"),
+        ("digits", f"{len(digits.train_labels)} to train on, {len(digits.test_labels)} held out, scikit-learn's"),
+    ]
+    text = [f"{name:<9} {what}" for name, what in lines]
+    return "\n".join([report.environment(machine, None), report.choices(machine, maps, None), *text])
+
+
+def draw(net: DigitsNet, digits: Digits, predicted: Tensor, path: str | PathLike[str]) -> None:
+    """Write the picture of held-out digits: up to five wrong ones, then the first right one of each class."""
+    labels = digits.test_labels
+    right = predicted == labels
+    chosen = torch.nonzero(~right).flatten().tolist()[:DRAWN_WRONG]
+    for digit in range(CLASSES):
+        chosen += torch.nonzero(right & (labels == digit)).flatten().tolist()[:1]
+    chosen = chosen[:DRAWN]
+    images = digits.test_images[chosen]
+    maps = net.attention_maps(images.to(net.head.weight.device))
+    viz.draw_digits(images, labels[chosen].tolist(), predicted[chosen].tolist(), maps, path)
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """One CPU thread where the CPU trains: maps this small gain nothing from more, which wait for a shared core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if device.type == "cpu" else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _initialized(seed: int) -> DigitsNet:

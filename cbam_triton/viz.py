@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -15,10 +16,15 @@ from .photo import Stage
 SPATIAL_COLOURS = "inferno"
 CHANNEL_COLOURS = "viridis"
 STRIP_ROWS = 8
+DIGIT_STRIP_ROWS = 4
+RIGHT_COLOUR, WRONG_COLOUR = "black", "crimson"
 
 
 def overlay(photograph: Tensor, gate: Tensor, *, opacity: float = 0.6) -> np.ndarray:
-    """A photograph (3,H,W) in [0, 1] with a spatial gate (h,w) over it, (H,W,3); the gate's range spans the colours."""
+    """A photograph (3,H,W) or (1,H,W) in [0, 1] with a spatial gate (h,w) over it, (H,W,3).
+
+    The gate's range spans the colours.
+    """
     import matplotlib
 
     span = gate.max() - gate.min()
@@ -32,7 +38,6 @@ def overlay(photograph: Tensor, gate: Tensor, *, opacity: float = 0.6) -> np.nda
 def draw(photograph: Tensor, gates: Mapping[Stage, AttentionMaps], path: str | PathLike[str]) -> None:
     """Write a picture: the photograph, the spatial gate over it for every stage, the channel gates below as strips."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
     columns = len(gates) + 1
@@ -50,20 +55,70 @@ def draw(photograph: Tensor, gates: Mapping[Stage, AttentionMaps], path: str | P
         above.set_xlabel(f"spatial gate {spatial.min():.2f} to {spatial.max():.2f}", fontsize=9)
         below.imshow(_strip(channel), cmap=CHANNEL_COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         below.set_xlabel(f"{channel.min():.2f} to {channel.max():.2f}, mean {channel.mean():.2f}", fontsize=9)
+    _bare(axes)
+    _colour_bars(figure, axes[0, -1], axes[1, -1])
+    figure.savefig(path)
+
+
+def draw_digits(
+    images: Tensor,
+    labels: Sequence[int],
+    predictions: Sequence[int],
+    maps: Sequence[AttentionMaps],
+    path: str | PathLike[str],
+) -> None:
+    """Write a picture, one column a digit: the image, then every block's spatial gate over it and channel gate.
+
+    `images` (N,1,H,W) in [0, 1] and `maps`, one a block for all N, on the CPU. What was taken for another digit is red.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ratios = (4, *(4, 1.6) * len(maps))
+    figure = Figure(figsize=(1.25 * len(images) + 1.6, 0.33 * sum(ratios) + 0.6), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle("What a trained CBAM ResNet attends to in held-out digits", fontsize=13)
+    axes = figure.subplots(len(ratios), len(images), height_ratios=ratios, squeeze=False)
+    axes[0, 0].set_ylabel("digit", fontsize=9)
+    for n, (label, predicted) in enumerate(zip(labels, predictions, strict=True)):
+        right = label == predicted
+        title = f"{label}" if right else f"{label}, taken for {predicted}"
+        axes[0, n].imshow(images[n, 0].numpy(), cmap="gray", vmin=0, vmax=1)
+        axes[0, n].set_title(title, fontsize=9, color=RIGHT_COLOUR if right else WRONG_COLOUR)
+        for block, gates in enumerate(maps):
+            spatial, channel = gates.spatial[n, 0].float(), gates.channel[n].float()
+            above, below = axes[2 * block + 1, n], axes[2 * block + 2, n]
+            above.imshow(overlay(images[n], spatial))
+            above.set_xlabel(f"{spatial.min():.2f} to {spatial.max():.2f}", fontsize=7, labelpad=2)
+            strip = _strip(channel, DIGIT_STRIP_ROWS)
+            below.imshow(strip, cmap=CHANNEL_COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+            if n == 0:
+                above.set_ylabel(f"block {block + 1}\nspatial {'x'.join(map(str, spatial.shape))}", fontsize=9)
+                below.set_ylabel(f"{len(channel)}\nchannels", fontsize=9)
+    _bare(axes)
+    _colour_bars(figure, axes[1, -1], axes[2, -1])
+    figure.savefig(path)
+
+
+def _bare(axes: np.ndarray) -> None:
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
-    bar = figure.colorbar(ScalarMappable(cmap=SPATIAL_COLOURS), ax=axes[0, -1], ticks=(0, 1), pad=0.03, aspect=30)
+
+
+def _colour_bars(figure: Any, spatial_axis: Any, channel_axis: Any) -> None:
+    from matplotlib.cm import ScalarMappable
+
+    bar = figure.colorbar(ScalarMappable(cmap=SPATIAL_COLOURS), ax=spatial_axis, ticks=(0, 1), pad=0.03, aspect=30)
     bar.ax.set_yticklabels(("least", "most"), fontsize=9)
-    bar = figure.colorbar(ScalarMappable(cmap=CHANNEL_COLOURS), ax=axes[1, -1], ticks=(0, 1), pad=0.03, aspect=8)
+    bar = figure.colorbar(ScalarMappable(cmap=CHANNEL_COLOURS), ax=channel_axis, ticks=(0, 1), pad=0.03, aspect=8)
     bar.ax.set_yticklabels(("0", "1"), fontsize=9)
-    figure.savefig(path)
 
 
-def _strip(channel: Tensor) -> np.ndarray:
+def _strip(channel: Tensor, most_rows: int = STRIP_ROWS) -> np.ndarray:
     """The gate (C) as a few rows of cells; cells past C are empty."""
-    rows = min(STRIP_ROWS, len(channel))
+    rows = min(most_rows, len(channel))
     cells = np.full(-(-len(channel) // rows) * rows, np.nan, np.float32)
     cells[: len(channel)] = channel.numpy()
     return cells.reshape(rows, -1)
