@@ -48,9 +48,9 @@ def cbam(
         fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias, norm_weight, norm_bias, norm_mean, norm_var
     )
     x = layout.merged(x)
-    return launch.forward(
-        x, Weights(*parameters, norm_eps=norm_eps), schedule, None, layout.laid_out_like(residual, x), relu
-    )
+    if residual is not None:
+        residual = layout.laid_out_like(residual, x)
+    return launch.forward(x, Weights(*parameters, norm_eps=norm_eps), schedule, None, residual, relu)
 
 
 @cbam.register_fake

@@ -218,7 +218,11 @@ def launch(
     if key not in prepared:
         prepared[key] = call.plan.launcher(kernel, stages, tiles)
     on_grid, constants = prepared[key]
-    _on_device(call.x.device, on_grid, arguments, constants | options)
+    device = call.x.device
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        on_grid(*arguments, **constants, **options)
+    else:
+        _on_device(device, on_grid, arguments, constants | options)
 
 
 def launch_once(call: Call, kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
