@@ -116,7 +116,7 @@ def recorded(facts: DeviceFacts) -> Iterator[list[Launch]]:
     """Inside, launches are recorded instead of run, and every device has these facts."""
     from triton.runtime.jit import JITFunction
 
-    from cbam_triton.kernels import launch
+    from cbam_triton.kernels import call
 
     found: list[Launch] = []
 
@@ -126,7 +126,7 @@ def recorded(facts: DeviceFacts) -> Iterator[list[Launch]]:
         named |= {name: options.pop(name) for name in self.arg_names if name in options}
         found.append(Launch(self, named, options))
 
-    with patch.object(JITFunction, "run", run), patch.object(launch, "facts", lambda device: facts):
+    with patch.object(JITFunction, "run", run), patch.object(call, "facts", lambda device: facts):
         yield found
 
 
@@ -134,7 +134,8 @@ def launches(
     shape: tuple[int, int, int, int], dtype: torch.dtype, layout: str, schedule: str, architecture: str
 ) -> list[Launch]:
     """What the library launches for a CBAM in eval mode, fp32 parameters, on x (N,C,H,W) on that architecture."""
-    from cbam_triton.kernels.launch import Weights, forward
+    from cbam_triton.kernels.call import Weights
+    from cbam_triton.kernels.launch import forward
 
     C = shape[1]
     R = max(1, C // 16)

@@ -35,6 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # where there is no GPU; the stub keeps it from running anything
     from cbam_triton import CBAM, functional, ops, settings
     from cbam_triton.kernels import launch
+    from cbam_triton.kernels.call import Weights
     from cbam_triton.kernels.device import device_type
 
     device = device_type() or "cpu"
@@ -46,7 +47,7 @@ def main(arguments: argparse.Namespace) -> int:
     fixed = (norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
     with mock.patch.multiple(launch, **{name: _Stub() for name in names}), torch.no_grad():
         for schedule in ("wavefront", "staged"):
-            weights = launch.Weights(*mlp, layer.spatial.conv.weight, None, *fixed)
+            weights = Weights(*mlp, layer.spatial.conv.weight, None, *fixed)
             rows: dict[str, Callable[[], Any]] = {
                 "launcher": lambda weights=weights, schedule=schedule: launch.forward(x, weights, schedule),
                 "operator": lambda schedule=schedule: ops.cbam(

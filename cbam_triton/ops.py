@@ -14,8 +14,7 @@ from torch import Tensor
 
 from . import layout, reference
 from .kernels import gradients, launch
-from .kernels.gradients import Needed
-from .kernels.launch import Kept, Weights
+from .kernels.call import Kept, Needed, Weights, accumulator, places
 
 _PARAMETERS = 10  # of `Weights`, without eps
 
@@ -80,7 +79,7 @@ def gates(
 @gates.register_fake
 def _(x: Tensor, fc1_weight: Tensor | None, *_: object) -> tuple[Tensor, Tensor]:
     N, C, H, W = x.shape
-    dtype = launch.accumulator(x.dtype)
+    dtype = accumulator(x.dtype)
     g = torch.empty((N, 0 if fc1_weight is None else C), dtype=dtype, device=x.device)
     return g, torch.empty((N, 1, H, W), dtype=dtype, device=x.device)
 
@@ -122,7 +121,7 @@ def cbam_training(
     relu: bool,
     schedule: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(y, the seven of `launch.Kept`, mean, var): y as `cbam`, and what its backward needs; what there is not is empty.
+    """(y, the seven of `call.Kept`, mean, var): y as `cbam`, and what its backward needs; what there is not is empty.
 
     With `batch_norm` the logits are normalised by their own mean and variance (1,), biased, which come last.
     Traffic: that of `cbam`; with `batch_norm` 1 pass over x more.
@@ -148,9 +147,9 @@ def _(
     conv_weight: Tensor | None,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    kept = launch.places(x, fc1_weight, conv_weight)
+    kept = places(x, fc1_weight, conv_weight)
     batch_norm = rest[-3]
-    statistics = [x.new_empty(1, dtype=launch.accumulator(x.dtype)) if batch_norm else None for _ in range(2)]
+    statistics = [x.new_empty(1, dtype=accumulator(x.dtype)) if batch_norm else None for _ in range(2)]
     return layout.output_like(x), *(_or_empty(tensor, x) for tensor in (*kept, *statistics))
 
 

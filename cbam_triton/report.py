@@ -35,8 +35,8 @@ def choices(machine: Machine, maps: list[Tensor], why_interpreted: str | None) -
     """Which backend and schedule "auto" takes for each map, and why."""
     if not machine.kernels:
         return f"{'auto':<9} backend reference: kernels do not run on {machine.device.type} tensors here"
+    from .kernels.call import Weights, plan_of
     from .kernels.config import choose_schedule
-    from .kernels.launch import Weights, plan_of
 
     lines = []
     for x in maps:

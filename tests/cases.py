@@ -2,17 +2,24 @@
 
 from math import prod
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cbam_triton import reference
-from cbam_triton.kernels.launch import Weights
+from cbam_triton.kernels.call import Weights
 
 from .errors import assert_as_good_as_eager, worst_error
 
 SCHEDULES = ("staged", "wavefront")
 FORMATS = (torch.contiguous_format, torch.channels_last)
+HALF = (torch.float16, torch.bfloat16)
+
+both_schedules = pytest.mark.parametrize("schedule", SCHEDULES)
+both_formats = pytest.mark.parametrize("memory_format", FORMATS, ids=("nchw", "channels_last"))
+# The interpreter's exp is numpy's, and the sigmoid of a large negative number overflows on its way to 0.
+of_interpreted_exp = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
 
 def normal(shape, *, dtype=torch.float32, memory_format=torch.contiguous_format, device="cpu", seed=0) -> Tensor:

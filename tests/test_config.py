@@ -26,7 +26,7 @@ problems = st.builds(
 @given(problems, st.sampled_from(SCHEDULES))
 def test_every_row_of_the_table_is_one_that_kernels_can_take(problem, schedule):
     for row in table.configs(schedule, problem):
-        constants = row.constants("POOL", "MLP", "SPATIAL", "APPLY", "MAP", "TAP")
+        constants = row.constants("POOL", "MLP", "SPATIAL", "APPLY", "MAP")
         assert set(constants) == {name for name in Config._fields if name.isupper()}
         tiles = {name: size for name, size in constants.items() if not name.endswith("SPLIT")}
         assert all(size >= 1 and size & (size - 1) == 0 for size in tiles.values()), tiles

@@ -9,20 +9,26 @@ from cbam_triton import functional, settings
 pytest.importorskip("triton")
 
 from cbam_triton.kernels import launch
-from cbam_triton.kernels.launch import Weights
+from cbam_triton.kernels.call import Weights, accumulator
 
-from .cases import FORMATS, SCHEDULES, assert_refined, changed, eager_gates, integers, layer, normal
+from .cases import (
+    FORMATS,
+    HALF,
+    SCHEDULES,
+    assert_refined,
+    both_formats,
+    both_schedules,
+    changed,
+    eager_gates,
+    integers,
+    layer,
+    normal,
+    of_interpreted_exp,
+)
 from .errors import assert_as_good_as_eager, assert_same
 
-pytestmark = [
-    pytest.mark.usefixtures("nan_memory"),
-    # The interpreter's exp is numpy's, and the sigmoid of a large negative number overflows on its way to 0.
-    pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning"),
-]
+pytestmark = [pytest.mark.usefixtures("nan_memory"), of_interpreted_exp]
 
-both_schedules = pytest.mark.parametrize("schedule", SCHEDULES)
-both_formats = pytest.mark.parametrize("memory_format", FORMATS, ids=("nchw", "channels_last"))
-HALF = (torch.float16, torch.bfloat16)
 DTYPES = (*HALF, torch.float32, torch.float64)
 
 # N, C, H, W, R, K
@@ -211,7 +217,7 @@ def test_nothing_comes_of_nothing(shape, memory_format, schedule, device):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_apply_gates_is_exact_and_keeps_the_layout(dtype, memory_format, device):
     x = integers((3, 11, 5, 4), dtype=dtype, memory_format=memory_format, device=device)
-    wide = launch.accumulator(dtype)
+    wide = accumulator(dtype)
     g = 2.0 ** integers((3, 11), dtype=wide, device=device, seed=1)
     z = torch.zeros(3, 1, 5, 4, dtype=wide, device=device)
     z[:, :, 1::2] = -800.0

@@ -9,10 +9,9 @@ pytest.importorskip("triton")
 from cbam_triton import ops
 from cbam_triton.kernels import launch
 
-from .cases import FORMATS, SCHEDULES, assert_refined, eager_gates, layer, normal
+from .cases import FORMATS, SCHEDULES, assert_refined, both_formats, eager_gates, layer, normal
 from .errors import assert_same
 
-both_formats = pytest.mark.parametrize("memory_format", FORMATS, ids=("nchw", "channels_last"))
 CHANNELS = 8
 
 

@@ -19,8 +19,9 @@ import triton
 import triton.language as tl
 
 from cbam_triton.kernels import launch, wavefront
+from cbam_triton.kernels.call import plan_of
 from cbam_triton.kernels.channel_pool import pool_grid
-from cbam_triton.kernels.launch import Override
+from cbam_triton.kernels.plan import Override
 from cbam_triton.kernels.wavefront import work_item
 
 from .cases import FORMATS, SCHEDULES, assert_refined, changed, eager_gates, integers, layer, normal
@@ -111,8 +112,8 @@ def test_the_device_counts_tickets_as_the_enumeration_does(N, lags, tiles, devic
 def test_the_wavefront_has_done_what_the_lag_says_when_it_is_stopped(R, K, lag, device, monkeypatch):
     N = 5
     x, weights = normal((N, 8, 4, 4), device=device), layer(8, R, K, device=device)
-    override = Override(launch.plan_of(x, weights, "wavefront").rows[0], lag)
-    problem, sizes = launch.plan_of(x, weights, "wavefront", override).problem, override.row._asdict()
+    override = Override(plan_of(x, weights, "wavefront").rows[0], lag)
+    problem, sizes = plan_of(x, weights, "wavefront", override).problem, override.row._asdict()
     counts = (table.pool_tiles(problem, sizes) if R else 0, table.spatial_tiles(problem, sizes) if K else 0)
     last = table.apply_tiles(problem, sizes)
     lags = (0, lag, lag, 2 * lag) if R and K else (0, 0, 0, lag)
@@ -181,7 +182,6 @@ def rows(draw):
         APPLY_P=draw(powers(3, 6)),
         APPLY_SPLIT=apply_c * draw(st.integers(1, 4)),
         MAP_P=draw(powers(3, 6)),
-        TAP_SPLIT=1 << 12,
         num_warps=draw(powers(0, 2)),
         programs_per_sm=1,
     )

@@ -10,16 +10,10 @@ import triton.language as tl
 
 from cbam_triton.kernels import launch, tiles
 
-from .cases import FORMATS, SCHEDULES, assert_refined, eager, integers, layer, normal
+from .cases import assert_refined, both_formats, both_schedules, eager, integers, layer, normal, of_interpreted_exp
 from .errors import assert_same
 
-pytestmark = [
-    pytest.mark.usefixtures("nan_memory"),
-    # The interpreter's exp is numpy's, and the sigmoid of a large negative number overflows on its way to 0.
-    pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning"),
-]
-both_schedules = pytest.mark.parametrize("schedule", SCHEDULES)
-both_formats = pytest.mark.parametrize("memory_format", FORMATS, ids=("nchw", "channels_last"))
+pytestmark = [pytest.mark.usefixtures("nan_memory"), of_interpreted_exp]
 
 NAN, INF = float("nan"), float("inf")
 

@@ -13,11 +13,10 @@ pytest.importorskip("triton")
 from cbam_triton import ops
 from cbam_triton.kernels import launch, plan
 
-from .cases import FORMATS, SCHEDULES, assert_refined, integers, layer, normal
+from .cases import FORMATS, SCHEDULES, assert_refined, both_formats, integers, layer, normal
 from .errors import assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
-both_formats = pytest.mark.parametrize("memory_format", FORMATS, ids=("nchw", "channels_last"))
 NCHW, CHANNELS_LAST = FORMATS
 
 C, H, W = 8, 4, 6

@@ -14,14 +14,14 @@ def channel_mlp_tile(
     fc2_weight_ptr,  # C R
     fc2_bias_ptr,  # C or None
     gate_ptr,  # one sample: C
-    total_ptr,  # one sample: 2 R, or None
+    preactivation_ptr,  # one sample: 2 R, or None
     c_begin, c_end, C, R, BLOCKS,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """g[c] = sigmoid(W1 (relu(za) + relu(zm)) + 2 b1) for c in [c_begin, c_end).
 
     One program owns these channels of one sample. The partial sums are added in a fixed order; for a backward to come
-    za and zm are kept in `total`.
+    za and zm are kept in `preactivation`.
     """
     r = tl.arange(0, BLOCK_R)
     inside_r = r < R
@@ -36,10 +36,10 @@ def channel_mlp_tile(
         inside = (t < BLOCKS)[:, None] & inside_r[None, :]
         za += tl.sum(tl.load(hidden_ptrs, mask=inside, other=0.0), 0)
         zm += tl.sum(tl.load(hidden_ptrs + R, mask=inside, other=0.0), 0)
-    if total_ptr is not None:
+    if preactivation_ptr is not None:
         if c_begin == 0:
-            tl.store(total_ptr + r, za, mask=inside_r)
-            tl.store(total_ptr + R + r, zm, mask=inside_r)
+            tl.store(preactivation_ptr + r, za, mask=inside_r)
+            tl.store(preactivation_ptr + R + r, zm, mask=inside_r)
     # Not tl.maximum(za, 0.): a NaN must stay.
     h = tl.where(za < 0, 0.0, za) + tl.where(zm < 0, 0.0, zm)
     for c0 in range(c_begin, c_end, BLOCK_C):
@@ -54,13 +54,13 @@ def channel_mlp_tile(
 
 
 @triton.jit
-def _gate_slope(x, d, s_ptr, slopes_ptr, argmax_ptr, c, p, inside_p, P, ACC: tl.constexpr):
+def _gate_gradient(x, d, s_ptr, dmaps_ptr, argmax_ptr, c, p, inside_p, P, ACC: tl.constexpr):
     """x (d s + E): its sum over the pixels is the gradient of the channel gate."""
     d = d.to(ACC)
-    if slopes_ptr is not None:
+    if dmaps_ptr is not None:
         s = tl.load(s_ptr + p, mask=inside_p)
-        low = tl.load(slopes_ptr + p, mask=inside_p)
-        high = tl.load(slopes_ptr + P + p, mask=inside_p)
+        low = tl.load(dmaps_ptr + p, mask=inside_p)
+        high = tl.load(dmaps_ptr + P + p, mask=inside_p)
         at = tl.load(argmax_ptr + p, mask=inside_p).to(tl.int32)
         d = d * s[None, :] + tl.where(c[:, None] == at[None, :], high[None, :], low[None, :])
     return x.to(ACC) * d
@@ -69,7 +69,7 @@ def _gate_slope(x, d, s_ptr, slopes_ptr, argmax_ptr, c, p, inside_p, P, ACC: tl.
 @triton.jit
 def channel_gradient_tile(
     x_ptr, d_ptr,  # one sample: C P; d is the gradient of x * g * s
-    s_ptr, slopes_ptr, argmax_ptr,  # one sample: P, 2 P, P; None without spatial attention
+    s_ptr, dmaps_ptr, argmax_ptr,  # one sample: P, 2 P, P; None without spatial attention
     gate_ptr,  # one sample: C
     fc2_weight_ptr,  # C R
     partial_ptr,  # one sample: BLOCKS CHUNKS BLOCK_C, scratch
@@ -102,7 +102,7 @@ def channel_gradient_tile(
         x_ptrs += BLOCK_P * x_stride_p
         d = tl.load(d_ptrs, mask=inside_c[:, None])
         d_ptrs += BLOCK_P * d_stride_p
-        product = _gate_slope(x, d, s_ptr, slopes_ptr, argmax_ptr, c, p0 + p, None, P, ACC)
+        product = _gate_gradient(x, d, s_ptr, dmaps_ptr, argmax_ptr, c, p0 + p, None, P, ACC)
         totals += fold_sum(product, 1, KEEP, not CHANNELS_LAST)
     rest = known_multiple((p_end - p_begin) % BLOCK_P, 1 if CHANNELS_LAST else VEC)
     if rest > 0:
@@ -111,7 +111,7 @@ def channel_gradient_tile(
         x = tl.load(x_ptrs, mask=inside, other=0.0)
         d = tl.load(d_ptrs, mask=inside, other=0.0)
         p += p_end - p_begin - rest
-        product = _gate_slope(x, d, s_ptr, slopes_ptr, argmax_ptr, c, p, inside_p, P, ACC)
+        product = _gate_gradient(x, d, s_ptr, dmaps_ptr, argmax_ptr, c, p, inside_p, P, ACC)
         product = tl.where(inside, product, 0.0)
         totals += fold_sum(product, 1, KEEP, not CHANNELS_LAST)
     total = tl.sum(totals, 1)
@@ -142,14 +142,14 @@ def channel_gradient_tile(
 @triton.jit
 def mlp_gradient_tile(
     dh_ptr,  # one sample: BLOCKS R
-    total_ptr,  # one sample: 2 R; za and zm
+    preactivation_ptr,  # one sample: 2 R; za and zm
     fc1_weight_ptr,  # R C
     hidden_ptr,  # one sample: 3 R
-    descent_ptr,  # one sample: 2 C
+    dpools_ptr,  # one sample: 2 C
     c_begin, c_end, C, P, R, BLOCKS,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """descent = (da / P, dm), the gradients that avg and max hand to their pixels; hidden = (dza, dzm, h).
+    """dpools = (da / P, dm), the gradients that avg and max hand to their pixels; hidden = (dza, dzm, h).
 
     One program owns the channels in [c_begin, c_end) of one sample. The shares are added in a fixed order.
     """
@@ -160,8 +160,8 @@ def mlp_gradient_tile(
         t = t0 + tl.arange(0, BLOCK_T)
         inside = (t < BLOCKS)[:, None] & inside_r[None, :]
         dh += tl.sum(tl.load(dh_ptr + (t[:, None] * R + r[None, :]), mask=inside, other=0.0), 0)
-    za = tl.load(total_ptr + r, mask=inside_r, other=0.0)
-    zm = tl.load(total_ptr + R + r, mask=inside_r, other=0.0)
+    za = tl.load(preactivation_ptr + r, mask=inside_r, other=0.0)
+    zm = tl.load(preactivation_ptr + R + r, mask=inside_r, other=0.0)
     dza = tl.where(za <= 0, 0.0, dh)
     dzm = tl.where(zm <= 0, 0.0, dh)
     if c_begin == 0:
@@ -173,5 +173,5 @@ def mlp_gradient_tile(
         inside_c = c < c_end
         inside = inside_r[:, None] & inside_c[None, :]
         weight = tl.load(fc1_weight_ptr + (r[:, None] * C + c[None, :]), mask=inside, other=0.0).to(ACC)
-        tl.store(descent_ptr + c, tl.sum(rounded_product(weight, dza[:, None]), 0) / P, mask=inside_c)
-        tl.store(descent_ptr + C + c, tl.sum(rounded_product(weight, dzm[:, None]), 0), mask=inside_c)
+        tl.store(dpools_ptr + c, tl.sum(rounded_product(weight, dza[:, None]), 0) / P, mask=inside_c)
+        tl.store(dpools_ptr + C + c, tl.sum(rounded_product(weight, dzm[:, None]), 0), mask=inside_c)

@@ -53,7 +53,6 @@ class Config(NamedTuple):
     APPLY_P: int
     APPLY_SPLIT: int
     MAP_P: int
-    TAP_SPLIT: int
     num_warps: int
     programs_per_sm: int  # as many as registers allow, on sm_80
 
@@ -126,7 +125,7 @@ _TABLES: dict[tuple[str, bool, bool], tuple[_Shape, ...]] = {
 
 _WEIGHTS = 16  # of the MLP that a thread holds at once
 _STAGE_TILE = 1 << 15  # elements that a program of any other stage reads at most
-_TAP_TILE = 1 << 12  # pixels over which a program correlates a row of taps
+TAP_SPLIT = 1 << 12  # pixels over which a program correlates a row of taps
 
 
 def configs(schedule: str, problem: Problem) -> tuple[Config, ...]:
@@ -181,7 +180,6 @@ def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channe
         APPLY_P=apply_p,
         APPLY_SPLIT=max(spatial_c, _STAGE_TILE // apply_p),
         MAP_P=min(P, 128),
-        TAP_SPLIT=_TAP_TILE,
         num_warps=row.num_warps,
         programs_per_sm=row.programs_per_sm,
     )
@@ -237,7 +235,7 @@ def wavefront_tiles(problem: Problem, sizes: Sizes) -> int:
 
 def tap_chunks(problem: Problem) -> int:
     """Shares a sample in the gradient of the convolution's weight."""
-    return _divide(problem.P, _TAP_TILE)
+    return _divide(problem.P, TAP_SPLIT)
 
 
 def map_tiles(problem: Problem, sizes: Sizes, taps: bool = True) -> int:

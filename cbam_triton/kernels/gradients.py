@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..layout import even_strides, merged, output_like
 from . import config as table
-from .launch import Call, Kept, Weights, launch, launch_once, plan_of
+from .call import Call, Gradients, Kept, Needed, Weights, launch, launch_once, plan_of
 from .plan import Override, Plan
 from .staged_backward import (
     channel_gradient_kernel,
@@ -30,46 +30,6 @@ _BACKWARD_TILES = {
 }
 
 
-class Gradients(NamedTuple):
-    """Gradients of a loss with respect to what `launch.forward_kept` got; None for what is not asked for."""
-
-    x: Tensor | None
-    residual: Tensor | None
-    fc1_weight: Tensor | None
-    fc1_bias: Tensor | None
-    fc2_weight: Tensor | None
-    fc2_bias: Tensor | None
-    conv_weight: Tensor | None
-    conv_bias: Tensor | None
-    norm_weight: Tensor | None
-    norm_bias: Tensor | None
-
-
-class Needed(NamedTuple):
-    """Which gradients are asked for, in the order of `Gradients`."""
-
-    x: bool = True
-    residual: bool = False
-    fc1_weight: bool = True
-    fc1_bias: bool = True
-    fc2_weight: bool = True
-    fc2_bias: bool = True
-    conv_weight: bool = True
-    conv_bias: bool = True
-    norm_weight: bool = True
-    norm_bias: bool = True
-
-    @property
-    def mlp(self) -> bool:
-        """Any of the MLP's."""
-        return any(self[2:6])
-
-    @property
-    def conv(self) -> bool:
-        """Any of the convolution's."""
-        return any(self[6:8])
-
-
 class _Backward(NamedTuple):
     """One backward: the forward's call, the gradient as the kernels read it, and what passes between stages."""
 
@@ -78,9 +38,9 @@ class _Backward(NamedTuple):
     dy_strides: tuple[int, ...]
     dy_aligned: bool
     dr: Tensor | None  # dy where y > 0, with ReLU
-    dx: Tensor
+    dx: Tensor | None
     s: Tensor | None  # N P
-    slopes: Tensor | None  # N 2 P
+    dmaps: Tensor | None  # N 2 P
     dz: Tensor | None  # N map_size
     share: Tensor | None  # N chunks share_size
     dq: Tensor | None  # N C
@@ -113,6 +73,8 @@ def backward(
     """
     if x.numel() == 0:
         return _zeros(x, dy, weights, needed)
+    if y is not None and weights.conv_weight is None:  # then no stage walks all of dy before others read it
+        dy, y = torch.where(y <= 0, 0, dy), None
     there = (parameter is not None for parameter in weights[:8])
     needed = Needed(*needed[:2], *(wanted and has for wanted, has in zip(needed[2:], there, strict=True)))
     plan = plan_of(x, weights, schedule, override, True, 0 if y is None else y.data_ptr())
@@ -137,7 +99,7 @@ def backward(
         total.to(parameter.dtype) if wanted and total is not None and parameter is not None else None
         for total, parameter, wanted in zip(dnorm, weights[6:8], needed[8:], strict=True)
     ]
-    return Gradients(run.dx if needed.x else None, residual, *parameters, *norm)
+    return Gradients(run.dx, residual, *parameters, *norm)
 
 
 def _zeros(x: Tensor, dy: Tensor, weights: Weights, needed: Needed) -> Gradients:
@@ -160,10 +122,10 @@ def _prepared(call: Call, dy: Tensor, needed: Needed) -> _Backward:
         strides = even_strides(dy)
     assert strides is not None
     dr = None if call.y is None else output_like(x)
-    s = slopes = dz = share = dq = hidden = None
+    s = dmaps = dz = share = dq = hidden = None
     if problem.K:
         s = call.kept.z if call.weights.norm_mean is None else call.empty(N * H * W)
-        slopes = call.empty(N * 2 * H * W)
+        dmaps = call.empty(N * 2 * H * W)
         dz = call.empty(N * _map_size(H * W, W, problem.K // 2))
         if needed.conv:
             size = 2 * problem.K * plan.constants["BLOCK_K"] + 8  # spatial_gate.share_size
@@ -171,7 +133,8 @@ def _prepared(call: Call, dy: Tensor, needed: Needed) -> _Backward:
     if problem.R:
         dq, hidden = call.empty(N * C), call.empty(N * 3 * problem.R)
     aligned = _aligned(dy, strides, plan)
-    return _Backward(call, dy, strides, aligned, dr, output_like(x), s, slopes, dz, share, dq, hidden)
+    dx = output_like(x) if needed.x else None
+    return _Backward(call, dy, strides, aligned, dr, dx, s, dmaps, dz, share, dq, hidden)
 
 
 def _aligned(dy: Tensor, strides: tuple[int, int, int], plan: Plan) -> bool:
@@ -228,17 +191,17 @@ def _norm_gradient(run: _Backward, batch_norm: bool) -> tuple[Tensor, Tensor]:
 def _wavefront(run: _Backward, given: bool) -> None:
     call, kept, plan = run.call, run.call.kept, run.call.plan
     problem, (N, C, H, W) = plan.problem, run.call.x.shape
-    partial = dh = descent = None
+    partial = dh = dpools = None
     if problem.R:
-        partial, dh, descent = _channel_scratch(run)
+        partial, dh, dpools = _channel_scratch(run)
     dy, dy_strides, aligned = run.d if given else (run.dy, run.dy_strides, run.dy_aligned)
     y, dr = (None, None) if given else (call.y, run.dr)
     launch(
-        call, backward_wavefront, ("POOL", "MLP_T", "MLP_C", "SPATIAL", "MAP", "TAP", "APPLY"),
+        call, backward_wavefront, ("POOL", "MLP_T", "MLP_C", "SPATIAL", "MAP", "APPLY"),
         _BACKWARD_TILES[run.share is not None, not given],
-        call.x, dy, y, dr, kept.gate, kept.channel_argmax, kept.total, kept.pool, kept.spatial_argmax, kept.z,
+        call.x, dy, y, dr, kept.gate, kept.channel_argmax, kept.preactivation, kept.pool, kept.spatial_argmax, kept.z,
         call.weights.fc1_weight, call.weights.fc2_weight, call.weights.conv_weight, *call.weights[6:10],
-        run.dz, partial, dh, descent, run.slopes, run.s, run.dq, run.hidden, run.share, run.dx,
+        run.dz, partial, dh, dpools, run.dmaps, run.s, run.dq, run.hidden, run.share, run.dx,
         call.zeros(1 + N * (4 + plan.blocks)),
         *plan.strides[:3], *dy_strides, *plan.strides[3:], N, C, H, W, problem.R, plan.lag,
         NORM_EPS=call.weights.norm_eps, GIVEN=given, DY_ALIGNED=aligned,
@@ -252,30 +215,30 @@ def _staged(run: _Backward, needed: Needed, given: bool) -> None:
     P = H * W
     d, d_strides, aligned = run.d
     x_strides, dx_strides = plan.strides[:3], plan.strides[3:]
-    descent = None
+    dpools = None
     if problem.K and (needed.x or needed.mlp or needed.conv):
         launch(
-            call, map_gradient_kernel, ("MAP", "TAP"), _MAP_TILES[run.share is not None],
-            run.dz, kept.z, kept.pool, weights.conv_weight, *weights[6:10], run.s, run.slopes, run.share,
+            call, map_gradient_kernel, ("MAP",), _MAP_TILES[run.share is not None],
+            run.dz, kept.z, kept.pool, weights.conv_weight, *weights[6:10], run.s, run.dmaps, run.share,
             N, C, H, W,
             NORM_EPS=weights.norm_eps, GIVEN=given,
         )  # fmt: skip
     if problem.R and (needed.x or needed.mlp):
-        partial, dh, descent = _channel_scratch(run)
+        partial, dh, dpools = _channel_scratch(run)
         launch(
             call, channel_gradient_kernel, ("POOL",), table.pool_tiles,
-            call.x, d, run.s, run.slopes, kept.spatial_argmax, kept.gate, weights.fc2_weight,
+            call.x, d, run.s, run.dmaps, kept.spatial_argmax, kept.gate, weights.fc2_weight,
             partial, call.zeros(N * plan.blocks), run.dq, dh,
             *x_strides, *d_strides, N, C, P, problem.R, plan.blocks, D_ALIGNED=aligned,
         )  # fmt: skip
         launch(
             call, mlp_gradient_kernel, ("MLP",), table.mlp_tiles,
-            dh, kept.total, weights.fc1_weight, run.hidden, descent, N, C, P, problem.R, plan.blocks,
+            dh, kept.preactivation, weights.fc1_weight, run.hidden, dpools, N, C, P, problem.R, plan.blocks,
         )  # fmt: skip
     if needed.x:
         launch(
             call, input_gradient_kernel, ("APPLY",), table.apply_tiles,
-            d, run.dx, run.s, run.slopes, kept.spatial_argmax, kept.gate, descent, kept.channel_argmax,
+            d, run.dx, run.s, run.dmaps, kept.spatial_argmax, kept.gate, dpools, kept.channel_argmax,
             *d_strides, *dx_strides, N, C, P, D_ALIGNED=aligned, BACKWARDS=problem.R == 0,
         )  # fmt: skip
 

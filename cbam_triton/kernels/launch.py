@@ -1,16 +1,11 @@
-"""Launchers: allocate, launch, return. What is launched is decided in `config` and kept in `plan`."""
-
-from collections.abc import Callable
-from typing import Any, NamedTuple
+"""The forward's launchers: allocate, launch, return. What is launched is decided in `config` and kept in `plan`."""
 
 import torch
 from torch import Tensor
 
-from ..layout import ACCESS_BYTES
 from . import config as table
-from .config import Problem, Sizes
-from .device import facts
-from .plan import Override, Plan, plan
+from .call import Call, Kept, Weights, accumulator, launch, places, plan_of
+from .plan import Override
 from .staged import (
     apply_gates_kernel,
     channel_mlp_kernel,
@@ -20,60 +15,7 @@ from .staged import (
 )
 from .wavefront import cbam_wavefront
 
-
-class Weights(NamedTuple):
-    """Parameters of the layer, dense; fc1 None without channel attention, conv None without spatial attention."""
-
-    fc1_weight: Tensor | None  # R C
-    fc1_bias: Tensor | None  # R
-    fc2_weight: Tensor | None  # C R
-    fc2_bias: Tensor | None  # C
-    conv_weight: Tensor | None  # 1 2 K K
-    conv_bias: Tensor | None  # 1
-    norm_weight: Tensor | None = None  # 1
-    norm_bias: Tensor | None = None  # 1
-    norm_mean: Tensor | None = None  # 1
-    norm_var: Tensor | None = None  # 1
-    norm_eps: float = 0.0
-
-
-class Kept(NamedTuple):
-    """What a forward leaves for its backward besides x; None for what its layer has not. Sums are in `accumulator`.
-
-    Indices are in the smallest type that holds them, and those of ties the first.
-    """
-
-    gate: Tensor | None = None  # N C
-    pools: Tensor | None = None  # N 2 C: average and maximum over the pixels
-    channel_argmax: Tensor | None = None  # N C: the pixel of each channel's maximum
-    total: Tensor | None = None  # N 2 R: the MLP's hidden vectors before ReLU
-    pool: Tensor | None = None  # N H W 2: mean and maximum over the channels, in x's dtype
-    spatial_argmax: Tensor | None = None  # N H W: the channel of each pixel's maximum
-    z: Tensor | None = None  # N 1 H W: the convolution's output, before the norm; without a norm the gate
-
-
 _NOTHING = Weights(None, None, None, None, None, None)
-_NOT_KEPT = Kept()
-
-
-class Call(NamedTuple):
-    """One call: what it reads and writes, and its plan."""
-
-    x: Tensor
-    y: Tensor | None
-    weights: Weights
-    plan: Plan
-    residual: Tensor | None = None
-    relu: bool = False
-    kept: Kept = _NOT_KEPT
-
-    def empty(self, size: int) -> Tensor:
-        """Scratch."""
-        return torch.empty(size, dtype=self.plan.acc, device=self.x.device)
-
-    def zeros(self, size: int) -> Tensor:
-        """Counters."""
-        return torch.zeros(size, dtype=torch.int32, device=self.x.device)
 
 
 def forward(
@@ -156,89 +98,6 @@ def apply_gates(
     return y
 
 
-def places(x: Tensor, fc1_weight: Tensor | None, conv_weight: Tensor | None) -> Kept:
-    """Memory for what a backward needs, by which parameters there are."""
-    N, C, H, W = x.shape
-    acc, device = accumulator(x.dtype), x.device
-    gate = pools = channel_argmax = total = pool = spatial_argmax = z = None
-    if fc1_weight is not None:
-        gate = torch.empty((N, C), dtype=acc, device=device)
-        pools = torch.empty((N, 2, C), dtype=acc, device=device)
-        channel_argmax = torch.empty((N, C), dtype=_index_dtype(H * W), device=device)
-        total = torch.empty((N, 2, fc1_weight.shape[0]), dtype=acc, device=device)
-    if conv_weight is not None:
-        pool = torch.empty((N, H, W, 2), dtype=x.dtype, device=device)
-        spatial_argmax = torch.empty((N, H, W), dtype=_index_dtype(C), device=device)
-        z = torch.empty((N, 1, H, W), dtype=acc, device=device)
-    return Kept(gate, pools, channel_argmax, total, pool, spatial_argmax, z)
-
-
-def _index_dtype(size: int) -> torch.dtype:
-    return torch.uint8 if size <= 1 << 8 else torch.int16 if size <= 1 << 15 else torch.int32
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that sums, gates and maps are kept in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def plan_of(
-    x: Tensor,
-    weights: Weights,
-    schedule: str,
-    override: Override | None = None,
-    backward: bool = False,
-    address: int = 0,
-) -> Plan:
-    """The plan of a call; x must be one that `layout.merged` leaves alone. `address` is of another tensor like x."""
-    return plan(
-        x.shape,
-        x.stride(),
-        (x.data_ptr() | address) % ACCESS_BYTES,
-        x.dtype,
-        0 if weights.fc1_weight is None else weights.fc1_weight.shape[0],
-        0 if weights.conv_weight is None else weights.conv_weight.shape[-1],
-        schedule,
-        facts(x.device),
-        override,
-        backward,
-    )
-
-
-def launch(
-    call: Call, kernel: Any, stages: tuple[str, ...], tiles: Callable[[Problem, Sizes], int],
-    *arguments: Any, **options: Any,
-) -> None:  # fmt: skip
-    """Launch `tiles` programs a sample with the block sizes of `stages`, of the plan's row or of the tuned one.
-
-    Compile-time constants that the plan does not know are `options`.
-    """
-    prepared = call.plan.prepared
-    key = (id(kernel), tiles)
-    if key not in prepared:
-        prepared[key] = call.plan.launcher(kernel, stages, tiles)
-    on_grid, constants = prepared[key]
-    device = call.x.device
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        on_grid(*arguments, **constants, **options)
-    else:
-        _on_device(device, on_grid, arguments, constants | options)
-
-
-def launch_once(call: Call, kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
-    """Launch so many programs in all, of four warps each."""
-    constants = {name: value for name, value in call.plan.constants.items() if name in kernel.arg_names}
-    _on_device(call.x.device, kernel[(programs,)], arguments, constants | {"enable_fp_fusion": True} | options)
-
-
-def _on_device(device: torch.device, on_grid: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            on_grid(*arguments, **constants)
-    else:
-        on_grid(*arguments, **constants)
-
-
 def _run(call: Call) -> None:
     """All stages; without a y, those up to the logits."""
     if call.plan.schedule == "wavefront":
@@ -279,7 +138,7 @@ def _wavefront(call: Call) -> None:
         call, cbam_wavefront, ("POOL", "MLP_T", "MLP_C", "SPATIAL", "APPLY"),
         table.wavefront_logit_tiles if call.y is None else table.wavefront_tiles,
         call.x, call.residual, *call.weights[:-1], partial, hidden, gate, pool, call.y,
-        kept.z, kept.pools, kept.channel_argmax, kept.total, kept.pool, kept.spatial_argmax,
+        kept.z, kept.pools, kept.channel_argmax, kept.preactivation, kept.pool, kept.spatial_argmax,
         call.zeros(1 + problem.N * (3 + call.plan.blocks)),
         *call.plan.strides, *call.x.shape, problem.R, call.plan.lag,
         NORM_EPS=call.weights.norm_eps, RELU=call.relu,
@@ -301,7 +160,7 @@ def _staged_pools(call: Call) -> tuple[Tensor | None, Tensor | None]:
         )  # fmt: skip
         launch(
             call, channel_mlp_kernel, ("MLP",), table.mlp_tiles,
-            hidden, weights.fc1_bias, weights.fc2_weight, weights.fc2_bias, gate, kept.total,
+            hidden, weights.fc1_bias, weights.fc2_weight, weights.fc2_bias, gate, kept.preactivation,
             N, C, problem.R, blocks,
         )  # fmt: skip
     if problem.K:

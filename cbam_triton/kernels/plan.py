@@ -110,6 +110,7 @@ def plan(
             "K": K,
             "BLOCK_K": triton.next_power_of_2(max(1, K)),
             "BLOCK_R": triton.next_power_of_2(max(1, R)),
+            "TAP_SPLIT": table.TAP_SPLIT,
         },
     )
 
@@ -118,7 +119,6 @@ def plan(
 def _tuned(kernel: Any, rows: tuple[Config, ...], stages: tuple[str, ...]) -> Any:
     # The rows are those of a class, so one class is timed once.
     configs = [triton.Config(row.constants(*stages), num_warps=row.num_warps) for row in rows]
-    zeroed = [name for name in kernel.arg_names if name in ("counters_ptr", "hidden_ptr", "dh_ptr")]
-    if "counters_ptr" not in kernel.arg_names:
-        zeroed = []
+    counts = "counters_ptr" in kernel.arg_names
+    zeroed = [name for name in ("counters_ptr", "hidden_ptr", "dh_ptr") if counts and name in kernel.arg_names]
     return triton.autotune(configs, key=[], reset_to_zero=zeroed or None)(kernel)

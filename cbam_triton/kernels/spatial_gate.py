@@ -80,16 +80,16 @@ def _column(p, P, W):
 
 
 @triton.jit
-def map_gradient_tile(
+def _map_gradient(
     dz_ptr,  # one sample: map_size; gradient of the normed logit
     z_ptr,  # one sample: P; the logits with a norm, else the gate
     conv_weight_ptr,  # 2 K K
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
-    s_ptr, slopes_ptr,  # one sample: P, 2 P; without a norm s is z_ptr's
+    s_ptr, dmaps_ptr,  # one sample: P, 2 P; without a norm s is z_ptr's
     p, C, P, W,
     NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """slopes = (dmean / C, dmean / C + dmax), and with a norm s.
+    """dmaps = (dmean / C, dmean / C + dmax), and with a norm s.
 
     The gradients dmean and dmax of the two pooled maps are the transposed convolution of dz. One program owns a vector
     of pixels p of one sample. With GIVEN dz is already that of the unnormed logit.
@@ -114,8 +114,8 @@ def map_gradient_tile(
         z = normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC)
         tl.store(s_ptr + p, tl.sigmoid(z), mask=inside)
     low = slope * dmean / C
-    tl.store(slopes_ptr + p, low, mask=inside)
-    tl.store(slopes_ptr + P + p, low + slope * dmax, mask=inside)
+    tl.store(dmaps_ptr + p, low, mask=inside)
+    tl.store(dmaps_ptr + P + p, low + slope * dmax, mask=inside)
 
 
 @triton.jit
@@ -125,7 +125,7 @@ def share_size(K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def tap_gradient_tile(
+def _tap_gradient(
     dz_ptr,  # one sample: map_size; gradient of the normed logit
     pool_ptr,  # one sample: P 2
     norm_weight_ptr, norm_var_ptr,  # 1 or None
@@ -164,3 +164,34 @@ def tap_gradient_tile(
     tl.store(share_ptrs + BLOCK_K, slope * tl.sum(peak, 1))
     if kh == 0:
         tl.store(share_ptr + 2 * K * BLOCK_K, slope * tl.sum(db, 0))
+
+
+@triton.jit
+def map_gradient_tile(
+    dz_ptr, z_ptr, pool_ptr,  # one sample: map_size, P, P 2
+    conv_weight_ptr,  # 2 K K
+    norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
+    s_ptr, dmaps_ptr,  # one sample: P, 2 P
+    share_ptr,  # one sample: chunks share_size, or None
+    tile, map_tiles, C, P, W,
+    NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_P: tl.constexpr, TAP_SPLIT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Back through the convolution: to BLOCK_P pixels of the maps, or to a row of its taps over TAP_SPLIT pixels.
+
+    The tiles of the maps, `map_tiles` of them, come first. Returns whether this was one: others wait for these alone.
+    """
+    to_maps = tile < map_tiles
+    if to_maps:
+        _map_gradient(
+            dz_ptr, z_ptr, conv_weight_ptr, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
+            s_ptr, dmaps_ptr, tile * BLOCK_P + tl.arange(0, BLOCK_P), C, P, W, NORM_EPS, GIVEN, K, ACC,
+        )  # fmt: skip
+    else:
+        chunk = (tile - map_tiles) // K
+        _tap_gradient(
+            dz_ptr, pool_ptr, norm_weight_ptr, norm_var_ptr, share_ptr + chunk * share_size(K, BLOCK_K),
+            (tile - map_tiles) % K, chunk * TAP_SPLIT, tl.minimum((chunk + 1) * TAP_SPLIT, P), P, W,
+            NORM_EPS, GIVEN, K, BLOCK_K, BLOCK_P, ACC,
+        )  # fmt: skip
+    return to_maps

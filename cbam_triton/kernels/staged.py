@@ -54,18 +54,18 @@ def channel_pool_kernel(
 @triton.jit(do_not_specialize=["N", "C", "R", "BLOCKS"])
 def channel_mlp_kernel(
     hidden_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr,  # N BLOCKS 2 R; R; C R; C; N C
-    total_ptr,  # N 2 R, kept for a backward, or None
+    preactivation_ptr,  # N 2 R, kept for a backward, or None
     N, C, R, BLOCKS,
     BLOCK_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr, MLP_SPLIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Channel gate; a program owns MLP_SPLIT channels of one sample."""
     n, tile = sample_and_tile(N, tl.cdiv(C, MLP_SPLIT), False)
     c_begin = tile * MLP_SPLIT
-    if total_ptr is not None:
-        total_ptr += n * (2 * R)
+    if preactivation_ptr is not None:
+        preactivation_ptr += n * (2 * R)
     channel_mlp_tile(
-        hidden_ptr + n * (BLOCKS * 2 * R), fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr + n * C, total_ptr,
-        c_begin, tl.minimum(c_begin + MLP_SPLIT, C), C, R, BLOCKS, MLP_T, MLP_C, BLOCK_R, ACC,
+        hidden_ptr + n * (BLOCKS * 2 * R), fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr + n * C,
+        preactivation_ptr, c_begin, tl.minimum(c_begin + MLP_SPLIT, C), C, R, BLOCKS, MLP_T, MLP_C, BLOCK_R, ACC,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from .apply_gates import logit_gradient_tile
 from .channel_mlp import channel_gradient_tile, mlp_gradient_tile
 from .channel_pool import pool_grid
 from .input_gradient import input_gradient_tile
-from .spatial_gate import map_gradient_tile, map_size, share_size, tap_gradient_tile
+from .spatial_gate import map_gradient_tile, map_size, share_size
 from .staged import sample_and_tile
 from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
 
@@ -50,7 +50,7 @@ def logit_gradient_kernel(
 def map_gradient_kernel(
     dz_ptr, z_ptr, pool_ptr, conv_weight_ptr,  # N map_size; N P; N P 2; 2 K K
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
-    s_ptr, slopes_ptr, share_ptr,  # N P, not written without a norm; N 2 P; N chunks share_size or None
+    s_ptr, dmaps_ptr, share_ptr,  # N P, not written without a norm; N 2 P; N chunks share_size or None
     N, C, H, W,
     NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
     MAP_P: tl.constexpr, TAP_SPLIT: tl.constexpr,
@@ -61,27 +61,20 @@ def map_gradient_kernel(
     tap_chunks = tl.cdiv(P, TAP_SPLIT) if share_ptr is not None else 0
     n, tile = sample_and_tile(N, map_tiles + tap_chunks * K, False)
     dz_ptr += n * map_size(P, W, K // 2)
-    if tile < map_tiles:
-        map_gradient_tile(
-            dz_ptr, z_ptr + n * P, conv_weight_ptr, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
-            s_ptr + n * P, slopes_ptr + n * (2 * P), tile * MAP_P + tl.arange(0, MAP_P), C, P, W,
-            NORM_EPS, GIVEN, K, ACC,
-        )  # fmt: skip
-    else:
-        chunk = (tile - map_tiles) // K
-        tap_gradient_tile(
-            dz_ptr, pool_ptr + n * (2 * P), norm_weight_ptr, norm_var_ptr,
-            share_ptr + (n * tap_chunks + chunk) * share_size(K, BLOCK_K),
-            (tile - map_tiles) % K, chunk * TAP_SPLIT, tl.minimum((chunk + 1) * TAP_SPLIT, P), P, W,
-            NORM_EPS, GIVEN, K, BLOCK_K, MAP_P, ACC,
-        )  # fmt: skip
+    if share_ptr is not None:
+        share_ptr += n * (tap_chunks * share_size(K, BLOCK_K))
+    map_gradient_tile(
+        dz_ptr, z_ptr + n * P, pool_ptr + n * (2 * P), conv_weight_ptr,
+        norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, s_ptr + n * P, dmaps_ptr + n * (2 * P), share_ptr,
+        tile, map_tiles, C, P, W, NORM_EPS, GIVEN, K, BLOCK_K, MAP_P, TAP_SPLIT, ACC,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=[
     "x_stride_n", "x_stride_c", "x_stride_p", "d_stride_n", "d_stride_c", "d_stride_p", "N", "C", "P", "R", "BLOCKS",
 ])  # fmt: skip
 def channel_gradient_kernel(
-    x_ptr, d_ptr, s_ptr, slopes_ptr, argmax_ptr,  # N C P twice; N P, N 2 P, N P, None without spatial attention
+    x_ptr, d_ptr, s_ptr, dmaps_ptr, argmax_ptr,  # N C P twice; N P, N 2 P, N P, None without spatial attention
     gate_ptr, fc2_weight_ptr,  # N C; C R
     partial_ptr, counters_ptr,  # N blocks CHUNKS POOL_C, scratch; N blocks, zeroed
     dq_ptr, dh_ptr,  # N C; N BLOCKS R, zeroed if BLOCKS > blocks
@@ -100,12 +93,12 @@ def channel_gradient_kernel(
     )
     blocks, chunks, chunk = pool_grid(C, P, POOL_C, POOL_P, POOL_SPLIT)
     n, tile = sample_and_tile(N, blocks * chunks, True)
-    if slopes_ptr is not None:
+    if dmaps_ptr is not None:
         s_ptr += n * P
-        slopes_ptr += n * (2 * P)
+        dmaps_ptr += n * (2 * P)
         argmax_ptr += n * P
     channel_gradient_tile(
-        x_ptr + n * known_multiple(x_stride_n, VEC), d_ptr + n * d_stride_n, s_ptr, slopes_ptr, argmax_ptr,
+        x_ptr + n * known_multiple(x_stride_n, VEC), d_ptr + n * d_stride_n, s_ptr, dmaps_ptr, argmax_ptr,
         gate_ptr + n * C, fc2_weight_ptr, partial_ptr + n * (blocks * chunks * POOL_C), counters_ptr + n * blocks,
         dq_ptr + n * C, dh_ptr + n * (BLOCKS * R),
         tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p, d_stride_c, d_stride_p,
@@ -115,7 +108,7 @@ def channel_gradient_kernel(
 
 @triton.jit(do_not_specialize=["N", "C", "P", "R", "BLOCKS"])
 def mlp_gradient_kernel(
-    dh_ptr, total_ptr, fc1_weight_ptr, hidden_ptr, descent_ptr,  # N BLOCKS R; N 2 R; R C; N 3 R; N 2 C
+    dh_ptr, preactivation_ptr, fc1_weight_ptr, hidden_ptr, dpools_ptr,  # N BLOCKS R; N 2 R; R C; N 3 R; N 2 C
     N, C, P, R, BLOCKS,
     BLOCK_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr, MLP_SPLIT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -123,8 +116,8 @@ def mlp_gradient_kernel(
     n, tile = sample_and_tile(N, tl.cdiv(C, MLP_SPLIT), False)
     c_begin = tile * MLP_SPLIT
     mlp_gradient_tile(
-        dh_ptr + n * (BLOCKS * R), total_ptr + n * (2 * R), fc1_weight_ptr, hidden_ptr + n * (3 * R),
-        descent_ptr + n * (2 * C), c_begin, tl.minimum(c_begin + MLP_SPLIT, C), C, P, R, BLOCKS,
+        dh_ptr + n * (BLOCKS * R), preactivation_ptr + n * (2 * R), fc1_weight_ptr, hidden_ptr + n * (3 * R),
+        dpools_ptr + n * (2 * C), c_begin, tl.minimum(c_begin + MLP_SPLIT, C), C, P, R, BLOCKS,
         MLP_T, MLP_C, BLOCK_R, ACC,
     )  # fmt: skip
 
@@ -134,8 +127,8 @@ def mlp_gradient_kernel(
 ])  # fmt: skip
 def input_gradient_kernel(
     d_ptr, dx_ptr,  # N C P
-    s_ptr, slopes_ptr, spatial_argmax_ptr,  # N P, N 2 P, N P; None without spatial attention
-    gate_ptr, descent_ptr, channel_argmax_ptr,  # N C, N 2 C, N C; None without channel attention
+    s_ptr, dmaps_ptr, spatial_argmax_ptr,  # N P, N 2 P, N P; None without spatial attention
+    gate_ptr, dpools_ptr, channel_argmax_ptr,  # N C, N 2 C, N C; None without channel attention
     d_stride_n, d_stride_c, d_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
     N, C, P,
     D_ALIGNED: tl.constexpr,
@@ -150,19 +143,19 @@ def input_gradient_kernel(
     )
     pixel_tiles = tl.cdiv(P, APPLY_P)
     n, tile = sample_and_tile(N, pixel_tiles * tl.cdiv(C, APPLY_SPLIT), BACKWARDS)
-    if slopes_ptr is not None:
+    if dmaps_ptr is not None:
         s_ptr += n * P
-        slopes_ptr += n * (2 * P)
+        dmaps_ptr += n * (2 * P)
         spatial_argmax_ptr += n * P
     if gate_ptr is not None:
         gate_ptr += n * C
-        descent_ptr += n * (2 * C)
+        dpools_ptr += n * (2 * C)
         channel_argmax_ptr += n * C
     p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
     c_begin = (tile // pixel_tiles) * APPLY_SPLIT
     input_gradient_tile(
-        d_ptr + n * d_stride_n, dx_ptr + n * known_multiple(dx_stride_n, VEC), s_ptr, slopes_ptr,
-        spatial_argmax_ptr, gate_ptr, descent_ptr, channel_argmax_ptr,
+        d_ptr + n * d_stride_n, dx_ptr + n * known_multiple(dx_stride_n, VEC), s_ptr, dmaps_ptr,
+        spatial_argmax_ptr, gate_ptr, dpools_ptr, channel_argmax_ptr,
         p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P,
         d_stride_c, d_stride_p, dx_stride_c, dx_stride_p, APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC,
     )  # fmt: skip

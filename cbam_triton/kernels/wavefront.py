@@ -79,7 +79,7 @@ def cbam_wavefront(
     y_ptr,  # N C H W, or None to stop at the logits
     # kept for a backward, or None: the logits N H W, or the gate if there is no norm; channel attention's N 2 C, N C,
     # N 2 R; spatial attention's N H W 2, N H W
-    z_ptr, pools_ptr, channel_argmax_ptr, total_ptr, kept_ptr, spatial_argmax_ptr,
+    z_ptr, pools_ptr, channel_argmax_ptr, preactivation_ptr, kept_ptr, spatial_argmax_ptr,
     # zeroed, 1 + N (3 + BLOCKS): ticket; of each sample: blocks pooled, gate made, spatial tiles, chunks of each block
     counters_ptr,
     x_stride_n, x_stride_c, x_stride_p, y_stride_n, y_stride_c, y_stride_p,
@@ -125,7 +125,7 @@ def cbam_wavefront(
     if CHANNEL and KEPT:
         pools_ptr += n * (2 * C)
         channel_argmax_ptr += n * C
-        total_ptr += n * (2 * R)
+        preactivation_ptr += n * (2 * R)
     if SPATIAL and KEPT:
         kept_ptr += n * (2 * P)
         spatial_argmax_ptr += n * P
@@ -140,8 +140,8 @@ def cbam_wavefront(
         if pooled:
             if publish(pool_done_ptr) == blocks - 1:
                 channel_mlp_tile(
-                    hidden_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr, total_ptr, 0, C, C, R, blocks,
-                    MLP_T, MLP_C, BLOCK_R, ACC,
+                    hidden_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr, preactivation_ptr,
+                    0, C, C, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC,
                 )  # fmt: skip
                 publish(gate_done_ptr)
     elif SPATIAL and stage == (1 if CHANNEL else 0):

@@ -8,7 +8,7 @@ from .channel_mlp import channel_gradient_tile, mlp_gradient_tile
 from .channel_pool import pool_grid
 from .input_gradient import input_gradient_tile
 from .signals import publish, wait_for
-from .spatial_gate import map_gradient_tile, map_size, share_size, tap_gradient_tile
+from .spatial_gate import map_gradient_tile, map_size, share_size
 from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
 from .wavefront import work_item
 
@@ -42,17 +42,17 @@ def backward_item(
 def backward_wavefront(
     x_ptr, dy_ptr,  # N C H W
     y_ptr, dr_ptr,  # N C H W with dx's strides; None without ReLU
-    gate_ptr, channel_argmax_ptr, total_ptr,  # N C, N C, N 2 R; None without channel attention
+    gate_ptr, channel_argmax_ptr, preactivation_ptr,  # N C, N C, N 2 R; None without channel attention
     # N H W 2, N H W, N H W (logits with a norm, else the gate); None without spatial attention
     pool_ptr, spatial_argmax_ptr, z_ptr,
     fc1_weight_ptr, fc2_weight_ptr, conv_weight_ptr,  # R C, C R, 2 K K
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     dz_ptr,  # N map_size: scratch, or with GIVEN the gradient of the convolution's output
-    partial_ptr, dh_ptr, descent_ptr, slopes_ptr,  # N BLOCKS CHUNKS POOL_C, N BLOCKS R, N 2 C, N 2 H W; scratch
+    partial_ptr, dh_ptr, dpools_ptr, dmaps_ptr,  # N BLOCKS CHUNKS POOL_C, N BLOCKS R, N 2 C, N 2 H W; scratch
     s_ptr,  # N H W: scratch with a norm, else z's
     dq_ptr, hidden_ptr, share_ptr,  # N C, N 3 R, N chunks share_size or None: for the weights' gradients
     dx_ptr,  # N C H W
-    # zeroed, 1 + N (4 + BLOCKS): ticket; of each sample: logit, map, channel gradients, descent, chunks of each block
+    # zeroed, 1 + N (4 + BLOCKS): ticket; of each sample: logit, map, channel gradients, dpools, chunks of each block
     counters_ptr,
     x_stride_n, x_stride_c, x_stride_p, dy_stride_n, dy_stride_c, dy_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
     N, C, H, W, R, LAG,
@@ -94,14 +94,14 @@ def backward_wavefront(
     logit_done_ptr = counters_ptr + (1 + n * (4 + blocks))
     map_done_ptr = logit_done_ptr + 1
     channel_done_ptr = logit_done_ptr + 2
-    descent_done_ptr = logit_done_ptr + 3
+    dpools_done_ptr = logit_done_ptr + 3
     if CHANNEL:
         gate_ptr += n * C
-        descent_ptr += n * (2 * C)
+        dpools_ptr += n * (2 * C)
     if SPATIAL:
         dz_ptr += n * map_size(P, W, RADIUS)
         z_ptr += n * P
-        slopes_ptr += n * (2 * P)
+        dmaps_ptr += n * (2 * P)
         s_ptr += n * P
         spatial_argmax_ptr += n * P
     dx_offset = n * known_multiple(dx_stride_n, VEC)
@@ -127,47 +127,42 @@ def backward_wavefront(
     elif SPATIAL and stage == 1:
         if LOGIT:
             wait_for(logit_done_ptr, logit_tiles)
-        if tile < map_tiles:
-            map_gradient_tile(
-                dz_ptr, z_ptr, conv_weight_ptr, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, s_ptr,
-                slopes_ptr, tile * MAP_P + tl.arange(0, MAP_P), C, P, W, NORM_EPS, GIVEN, K, ACC,
-            )  # fmt: skip
+        if share_ptr is not None:
+            share_ptr += n * (tap_chunks * share_size(K, BLOCK_K))
+        to_maps = map_gradient_tile(
+            dz_ptr, z_ptr, pool_ptr + n * (2 * P), conv_weight_ptr,
+            norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, s_ptr, dmaps_ptr, share_ptr,
+            tile, map_tiles, C, P, W, NORM_EPS, GIVEN, K, BLOCK_K, MAP_P, TAP_SPLIT, ACC,
+        )  # fmt: skip
+        if to_maps:
             publish(map_done_ptr)
-        else:
-            chunk = (tile - map_tiles) // K
-            tap_gradient_tile(
-                dz_ptr, pool_ptr + n * (2 * P), norm_weight_ptr, norm_var_ptr,
-                share_ptr + (n * tap_chunks + chunk) * share_size(K, BLOCK_K),
-                (tile - map_tiles) % K, chunk * TAP_SPLIT, tl.minimum((chunk + 1) * TAP_SPLIT, P), P, W,
-                NORM_EPS, GIVEN, K, BLOCK_K, MAP_P, ACC,
-            )  # fmt: skip
     elif CHANNEL and stage == 2:
         if SPATIAL:
             wait_for(map_done_ptr, map_tiles)
         dh_ptr += n * (blocks * R)
         finished = channel_gradient_tile(
-            x_ptr, d_ptr, s_ptr, slopes_ptr, spatial_argmax_ptr, gate_ptr, fc2_weight_ptr,
-            partial_ptr + n * (blocks * chunks * POOL_C), descent_done_ptr + 1, dq_ptr + n * C, dh_ptr,
+            x_ptr, d_ptr, s_ptr, dmaps_ptr, spatial_argmax_ptr, gate_ptr, fc2_weight_ptr,
+            partial_ptr + n * (blocks * chunks * POOL_C), dpools_done_ptr + 1, dq_ptr + n * C, dh_ptr,
             tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p, d_stride_c, d_stride_p,
             POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
         )  # fmt: skip
         if finished:
             if publish(channel_done_ptr) == blocks - 1:
                 mlp_gradient_tile(
-                    dh_ptr, total_ptr + n * (2 * R), fc1_weight_ptr, hidden_ptr + n * (3 * R), descent_ptr,
+                    dh_ptr, preactivation_ptr + n * (2 * R), fc1_weight_ptr, hidden_ptr + n * (3 * R), dpools_ptr,
                     0, C, C, P, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC,
                 )  # fmt: skip
-                publish(descent_done_ptr)
+                publish(dpools_done_ptr)
     else:
         if CHANNEL:
-            wait_for(descent_done_ptr, 1)
+            wait_for(dpools_done_ptr, 1)
             channel_argmax_ptr += n * C
         else:
             wait_for(map_done_ptr, map_tiles)
         p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
         c_begin = (tile // pixel_tiles) * APPLY_SPLIT
         input_gradient_tile(
-            d_ptr, dx_ptr + dx_offset, s_ptr, slopes_ptr, spatial_argmax_ptr, gate_ptr, descent_ptr, channel_argmax_ptr,
+            d_ptr, dx_ptr + dx_offset, s_ptr, dmaps_ptr, spatial_argmax_ptr, gate_ptr, dpools_ptr, channel_argmax_ptr,
             p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P, d_stride_c, d_stride_p, dx_stride_c, dx_stride_p,
             APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC,
         )  # fmt: skip

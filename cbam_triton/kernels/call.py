@@ -1,0 +1,186 @@
+"""What every launcher needs: the tensors of a call, its plan, and the launch itself."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..layout import ACCESS_BYTES
+from .config import Problem, Sizes
+from .device import facts
+from .plan import Override, Plan, plan
+
+
+class Weights(NamedTuple):
+    """Parameters of the layer, dense; fc1 None without channel attention, conv None without spatial attention."""
+
+    fc1_weight: Tensor | None  # R C
+    fc1_bias: Tensor | None  # R
+    fc2_weight: Tensor | None  # C R
+    fc2_bias: Tensor | None  # C
+    conv_weight: Tensor | None  # 1 2 K K
+    conv_bias: Tensor | None  # 1
+    norm_weight: Tensor | None = None  # 1
+    norm_bias: Tensor | None = None  # 1
+    norm_mean: Tensor | None = None  # 1
+    norm_var: Tensor | None = None  # 1
+    norm_eps: float = 0.0
+
+
+class Kept(NamedTuple):
+    """What a forward leaves for its backward besides x; None for what its layer has not. Sums are in `accumulator`.
+
+    Indices are in the smallest type that holds them, and those of ties the first.
+    """
+
+    gate: Tensor | None = None  # N C
+    pools: Tensor | None = None  # N 2 C: average and maximum over the pixels
+    channel_argmax: Tensor | None = None  # N C: the pixel of each channel's maximum
+    preactivation: Tensor | None = None  # N 2 R: the MLP's hidden vectors before ReLU
+    pool: Tensor | None = None  # N H W 2: mean and maximum over the channels, in x's dtype
+    spatial_argmax: Tensor | None = None  # N H W: the channel of each pixel's maximum
+    z: Tensor | None = None  # N 1 H W: the convolution's output, before the norm; without a norm the gate
+
+
+class Gradients(NamedTuple):
+    """Gradients of a loss with respect to what the forward got; None for what is not asked for."""
+
+    x: Tensor | None
+    residual: Tensor | None
+    fc1_weight: Tensor | None
+    fc1_bias: Tensor | None
+    fc2_weight: Tensor | None
+    fc2_bias: Tensor | None
+    conv_weight: Tensor | None
+    conv_bias: Tensor | None
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+
+
+class Needed(NamedTuple):
+    """Which gradients are asked for, in the order of `Gradients`."""
+
+    x: bool = True
+    residual: bool = False
+    fc1_weight: bool = True
+    fc1_bias: bool = True
+    fc2_weight: bool = True
+    fc2_bias: bool = True
+    conv_weight: bool = True
+    conv_bias: bool = True
+    norm_weight: bool = True
+    norm_bias: bool = True
+
+    @property
+    def mlp(self) -> bool:
+        """Any of the MLP's."""
+        return any(self[2:6])
+
+    @property
+    def conv(self) -> bool:
+        """Any of the convolution's."""
+        return any(self[6:8])
+
+
+class Call(NamedTuple):
+    """One call: what it reads and writes, and its plan."""
+
+    x: Tensor
+    y: Tensor | None
+    weights: Weights
+    plan: Plan
+    residual: Tensor | None = None
+    relu: bool = False
+    kept: Kept = Kept()
+
+    def empty(self, size: int) -> Tensor:
+        """Scratch."""
+        return torch.empty(size, dtype=self.plan.acc, device=self.x.device)
+
+    def zeros(self, size: int) -> Tensor:
+        """Counters."""
+        return torch.zeros(size, dtype=torch.int32, device=self.x.device)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums, gates and maps are kept in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def places(x: Tensor, fc1_weight: Tensor | None, conv_weight: Tensor | None) -> Kept:
+    """Memory for what a backward needs, by which parameters there are."""
+    N, C, H, W = x.shape
+    acc, device = accumulator(x.dtype), x.device
+    gate = pools = channel_argmax = preactivation = pool = spatial_argmax = z = None
+    if fc1_weight is not None:
+        gate = torch.empty((N, C), dtype=acc, device=device)
+        pools = torch.empty((N, 2, C), dtype=acc, device=device)
+        channel_argmax = torch.empty((N, C), dtype=_index_dtype(H * W), device=device)
+        preactivation = torch.empty((N, 2, fc1_weight.shape[0]), dtype=acc, device=device)
+    if conv_weight is not None:
+        pool = torch.empty((N, H, W, 2), dtype=x.dtype, device=device)
+        spatial_argmax = torch.empty((N, H, W), dtype=_index_dtype(C), device=device)
+        z = torch.empty((N, 1, H, W), dtype=acc, device=device)
+    return Kept(gate, pools, channel_argmax, preactivation, pool, spatial_argmax, z)
+
+
+def _index_dtype(size: int) -> torch.dtype:
+    return torch.uint8 if size <= 1 << 8 else torch.int16 if size <= 1 << 15 else torch.int32
+
+
+def plan_of(
+    x: Tensor,
+    weights: Weights,
+    schedule: str,
+    override: Override | None = None,
+    backward: bool = False,
+    address: int = 0,
+) -> Plan:
+    """The plan of a call; x must be one that `layout.merged` leaves alone. `address` is of another tensor like x."""
+    return plan(
+        x.shape,
+        x.stride(),
+        (x.data_ptr() | address) % ACCESS_BYTES,
+        x.dtype,
+        0 if weights.fc1_weight is None else weights.fc1_weight.shape[0],
+        0 if weights.conv_weight is None else weights.conv_weight.shape[-1],
+        schedule,
+        facts(x.device),
+        override,
+        backward,
+    )
+
+
+def launch(
+    call: Call, kernel: Any, stages: tuple[str, ...], tiles: Callable[[Problem, Sizes], int],
+    *arguments: Any, **options: Any,
+) -> None:  # fmt: skip
+    """Launch `tiles` programs a sample with the block sizes of `stages`, of the plan's row or of the tuned one.
+
+    Compile-time constants that the plan does not know are `options`.
+    """
+    prepared = call.plan.prepared
+    key = (id(kernel), tiles)
+    if key not in prepared:
+        prepared[key] = call.plan.launcher(kernel, stages, tiles)
+    on_grid, constants = prepared[key]
+    device = call.x.device
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        on_grid(*arguments, **constants, **options)
+    else:
+        _on_device(device, on_grid, arguments, constants | options)
+
+
+def launch_once(call: Call, kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    """Launch so many programs in all, of four warps each."""
+    constants = {name: value for name, value in call.plan.constants.items() if name in kernel.arg_names}
+    _on_device(call.x.device, kernel[(programs,)], arguments, constants | {"enable_fp_fusion": True} | options)
+
+
+def _on_device(device: torch.device, on_grid: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            on_grid(*arguments, **constants)
+    else:
+        on_grid(*arguments, **constants)
