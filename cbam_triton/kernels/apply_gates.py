@@ -131,4 +131,4 @@ def logit_gradient_tile(
         count = gradient_size(P, plane, W, K, DIMS) - P
         for i0 in range(0, count, BLOCK_P):
             i = i0 + tl.arange(0, BLOCK_P)
-            tl.store(dz_ptr + padding_at(i, gradient_lead(lead), gap, P, plane), zeros, mask=i < count)
+            tl.store(dz_ptr + padding_at(i, gradient_lead(lead), gap, P, plane, DIMS), zeros, mask=i < count)

@@ -7,6 +7,15 @@ from .tiles import gate_of
 
 
 @triton.jit
+def plane_of(H, W, PLANES, DIMS: tl.constexpr):
+    """Pixels of one of PLANES planes."""
+    if DIMS == 3:
+        return H // PLANES * W
+    else:
+        return H * W
+
+
+@triton.jit
 def lead_and_gap(plane, W, K: tl.constexpr, DIMS: tl.constexpr):
     """Zeros before the first pixel of a padded map and between two of its planes, in pixels.
 
@@ -23,7 +32,10 @@ def lead_and_gap(plane, W, K: tl.constexpr, DIMS: tl.constexpr):
 def padded_size(P, plane, W, K: tl.constexpr, DIMS: tl.constexpr):
     """Pixels of a map with the zeros around it."""
     lead, gap = lead_and_gap(plane, W, K, DIMS)
-    return P + 2 * lead + (P // plane - 1) * gap
+    if DIMS == 3:
+        return P + 2 * lead + (P // plane - 1) * gap
+    else:
+        return P + 2 * lead
 
 
 @triton.jit
@@ -36,12 +48,14 @@ def across_planes(p, plane, gap, DIMS: tl.constexpr):
 
 
 @triton.jit
-def padding_at(i, lead, gap, P, plane):
+def padding_at(i, lead, gap, P, plane, DIMS: tl.constexpr):
     """Where the i-th zero of a padded map is."""
-    between = i - lead
-    planes = P // plane
-    before = tl.where(gap > 0, tl.minimum(tl.maximum(between, 0) // tl.maximum(gap, 1) + 1, planes), planes)
-    return tl.where(between < 0, i, i + before * plane)
+    if DIMS == 3:
+        planes = P // plane
+        before = tl.minimum(tl.maximum(i - lead, 0) // tl.maximum(gap, 1) + 1, planes)
+        return tl.where(i < lead, i, i + tl.where(gap > 0, before, planes) * plane)
+    else:
+        return tl.where(i < lead, i, i + P)
 
 
 @triton.jit
@@ -101,7 +115,7 @@ def sample_logit(
 ):  # fmt: skip
     """`spatial_logit` of sample n."""
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
-    plane = H // PLANES * W
+    plane = plane_of(H, W, PLANES, DIMS)
     pool_ptr += n * (M * padded_size(P, plane, W, K, DIMS))
     return spatial_logit(
         pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, plane, K, DIMS, BLOCK_K, ACC, SPATIAL_POOLS

@@ -95,7 +95,7 @@ def spatial_pool_tile(
         count = padded_size(P, plane, W, K, DIMS) - P
         for i0 in range(0, maps * count, BLOCK_P):
             i = i0 + tl.arange(0, BLOCK_P)
-            at = maps * padding_at(i // maps, lead, gap, P, plane) + i % maps
+            at = maps * padding_at(i // maps, lead, gap, P, plane, DIMS) + i % maps
             tl.store(pool_ptr + at, tl.zeros([BLOCK_P], ACC), mask=i < maps * count)
 
 

@@ -6,7 +6,7 @@ import triton.language as tl
 from .apply_gates import apply_gates_tile
 from .channel_mlp import channel_mlp_tile
 from .channel_pool import channel_pool_tile, pool_grid
-from .spatial_gate import normed, padded_size, sample_logit
+from .spatial_gate import normed, padded_size, plane_of, sample_logit
 from .spatial_pool import spatial_pool_tile
 from .tiles import gate_of, known_multiple, known_sizes, known_strides
 
@@ -85,7 +85,7 @@ def spatial_pool_kernel(
 ):  # fmt: skip
     """Spatial pool; a program owns SPATIAL_P pixels of one sample."""
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
-    plane = H // PLANES * W
+    plane = plane_of(H, W, PLANES, DIMS)
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     n, tile = sample_and_tile(N, tl.cdiv(P, SPATIAL_P), BACKWARDS)

@@ -7,7 +7,7 @@ from .apply_gates import logit_gradient_tile
 from .channel_mlp import channel_gradient_tile, mlp_gradient_tile
 from .channel_pool import pool_grid
 from .input_gradient import input_gradient_tile
-from .spatial_gate import gradient_size, map_gradient_tile, share_size
+from .spatial_gate import gradient_size, map_gradient_tile, plane_of, share_size
 from .staged import sample_and_tile
 from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
 
@@ -26,7 +26,7 @@ def logit_gradient_kernel(
     SPATIAL_C: tl.constexpr, SPATIAL_P: tl.constexpr, SPATIAL_KEEP: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the normed logits; a program owns SPATIAL_P pixels of one sample."""
-    plane = H // PLANES * W
+    plane = plane_of(H, W, PLANES, DIMS)
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     dx_stride_c, dx_stride_p = known_strides(dx_stride_c, dx_stride_p, VEC, CHANNELS_LAST, INDEX)
@@ -61,7 +61,7 @@ def map_gradient_kernel(
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
     ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
     P = H * W
-    plane = H // PLANES * W
+    plane = plane_of(H, W, PLANES, DIMS)
     map_tiles = tl.cdiv(P, MAP_P)
     tap_chunks = tl.cdiv(P, TAP_SPLIT) if share_ptr is not None else 0
     n, tile = sample_and_tile(N, map_tiles + tap_chunks * ROWS, False)

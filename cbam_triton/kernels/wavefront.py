@@ -7,7 +7,7 @@ from .apply_gates import apply_gates_tile
 from .channel_mlp import channel_mlp_tile
 from .channel_pool import channel_pool_tile, pool_grid
 from .signals import publish, wait_for
-from .spatial_gate import normed, padded_size, spatial_logit
+from .spatial_gate import normed, padded_size, plane_of, spatial_logit
 from .spatial_pool import spatial_pool_tile
 from .tiles import gate_of, known_multiple, known_sizes, known_strides
 
@@ -99,7 +99,7 @@ def cbam_wavefront(
     SPATIAL: tl.constexpr = conv_weight_ptr is not None
     LOGITS: tl.constexpr = y_ptr is None
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
-    plane = H // PLANES * W
+    plane = plane_of(H, W, PLANES, DIMS)
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     y_stride_c, y_stride_p = known_strides(y_stride_c, y_stride_p, VEC, CHANNELS_LAST, INDEX)

@@ -8,7 +8,7 @@ from .channel_mlp import channel_gradient_tile, mlp_gradient_tile
 from .channel_pool import pool_grid
 from .input_gradient import input_gradient_tile
 from .signals import publish, wait_for
-from .spatial_gate import gradient_size, map_gradient_tile, share_size
+from .spatial_gate import gradient_size, map_gradient_tile, plane_of, share_size
 from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
 from .wavefront import work_item
 
@@ -74,7 +74,7 @@ def backward_wavefront(
     LOGIT: tl.constexpr = SPATIAL and not GIVEN
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
     ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
-    plane = H // PLANES * W
+    plane = plane_of(H, W, PLANES, DIMS)
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     dx_stride_c, dx_stride_p = known_strides(dx_stride_c, dx_stride_p, VEC, CHANNELS_LAST, INDEX)
