@@ -35,6 +35,8 @@ FACTS = {
     "gfx1100": DeviceFacts("RX 7900 XTX", 96, 6 * MIB),
 }
 SCHEDULES = ("staged", "wavefront")
+# What runs: the forward alone; forward and backward, the end of a residual block, and with a batch norm in training.
+MODES = ("inference", "training", "residual", "batch_norm")
 
 
 def target_of(architecture: str) -> Any:
@@ -131,11 +133,15 @@ def recorded(facts: DeviceFacts) -> Iterator[list[Launch]]:
 
 
 def launches(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, layout: str, schedule: str, architecture: str
+    shape: tuple[int, int, int, int], dtype: torch.dtype, layout: str, schedule: str, architecture: str, mode: str
 ) -> list[Launch]:
-    """What the library launches for a CBAM in eval mode, fp32 parameters, on x (N,C,H,W) on that architecture."""
-    from cbam_triton.kernels.call import Weights
-    from cbam_triton.kernels.launch import forward
+    """What the library launches for a CBAM with fp32 parameters on x (N,C,H,W) on that architecture.
+
+    The norm is of fixed statistics, or of the batch's in the mode "batch_norm".
+    """
+    from cbam_triton.kernels.call import Needed, Weights
+    from cbam_triton.kernels.gradients import backward
+    from cbam_triton.kernels.launch import forward, forward_kept
 
     C = shape[1]
     R = max(1, C // 16)
@@ -145,16 +151,23 @@ def launches(
         torch.empty(R, C), torch.empty(R), torch.empty(C, R), torch.empty(C), torch.empty(1, 2, 7, 7), None,
         one, one, one, one, 1e-5,
     )  # fmt: skip
+    relu, by_batch = mode == "residual", mode == "batch_norm"
+    residual = torch.empty_like(x) if relu else None
     with recorded(FACTS[architecture]) as found:
-        forward(x, weights, schedule)
+        if mode == "inference":
+            forward(x, weights, schedule)
+        else:
+            y, kept, _, _ = forward_kept(x, weights, schedule, None, residual, relu, by_batch)
+            needed = Needed(residual=relu)
+            backward(x, torch.empty_like(x), y if relu else None, weights, kept, needed, schedule, None, by_batch)
     return found
 
 
 def measure(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, layout: str, schedule: str, architecture: str
+    shape: tuple[int, int, int, int], dtype: torch.dtype, layout: str, schedule: str, architecture: str, mode: str
 ) -> Iterator[dict[str, Any]]:
     """`report` of every kernel of a schedule, with what it was compiled for."""
-    for launch in launches(shape, dtype, layout, schedule, architecture):
+    for launch in launches(shape, dtype, layout, schedule, architecture, mode):
         facts = report(compile_for(launch.kernel, launch.arguments, launch.options, architecture), architecture)
         yield {
             "architecture": architecture,
@@ -162,6 +175,7 @@ def measure(
             "dtype": str(dtype).removeprefix("torch."),
             "layout": layout,
             "schedule": schedule,
+            "mode": mode,
             "kernel": launch.kernel.__name__,
             **facts,
         }
@@ -174,6 +188,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float16"])
     parser.add_argument("--layout", nargs="+", choices=tuple(LAYOUTS), default=list(LAYOUTS))
     parser.add_argument("--schedule", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
+    parser.add_argument(
+        "--mode", nargs="+", choices=MODES, default=["inference"], help="what runs (default: inference)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with every access")
 
 
@@ -188,18 +205,18 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"bench codegen: error: {error}", file=sys.stderr)
         return 2
     spilled = False
-    for shape, name, layout in itertools.product(shapes, arguments.dtype, arguments.layout):
+    for mode, shape, name, layout in itertools.product(arguments.mode, shapes, arguments.dtype, arguments.layout):
         if not arguments.json:
-            print(f"\n{'x'.join(map(str, shape))} {name} {layout}, triton {version('triton')}\n{HEADER}")
+            print(f"\n{'x'.join(map(str, shape))} {name} {layout}, {mode}, triton {version('triton')}\n{HEADER}")
         for architecture, schedule in itertools.product(arguments.architecture, arguments.schedule):
-            for found in measure(shape, getattr(torch, name), layout, schedule, architecture):
+            for found in measure(shape, getattr(torch, name), layout, schedule, architecture, mode):
                 spilled |= found["spills"] > 0
                 print(json.dumps(found) if arguments.json else _line(found), flush=True)
     return int(spilled)
 
 
 HEADER = (
-    f"{'architecture':<13} {'schedule':<10} {'kernel':<21} {'registers':>9} {'spills':>6} {'shared':>6} {'.nc':>4}  "
+    f"{'architecture':<13} {'schedule':<10} {'kernel':<23} {'registers':>9} {'spills':>6} {'shared':>6} {'.nc':>4}  "
     f"{'loads of 16-bit x':<26} stores"
 )
 
@@ -208,6 +225,6 @@ def _line(found: dict[str, Any]) -> str:
     listed = [Access(**access) for access in found.get("accesses", [])]
     loads, stores = (widths(listed, kind) if listed else "" for kind in ("ld", "st"))
     return (
-        f"{found['architecture']:<13} {found['schedule']:<10} {found['kernel']:<21} {found['registers']:>9} "
+        f"{found['architecture']:<13} {found['schedule']:<10} {found['kernel']:<23} {found['registers']:>9} "
         f"{found['spills']:>6} {found['shared']:>6} {found.get('non_coherent_loads', ''):>4}  {loads:<26} {stores}"
     ).rstrip()

@@ -23,10 +23,11 @@ REGISTERS = 128
 
 
 @functools.cache
-def compiled(architectures, shapes, dtypes=("float16",), schedules=("staged", "wavefront")):
+def compiled(architectures, shapes, dtypes=("float16",), schedules=("staged", "wavefront"), modes=("inference",)):
     """Rows of `python -m bench codegen --json`."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    options = ["--architecture", *architectures, "--shapes", *shapes, "--dtype", *dtypes, "--schedule", *schedules]
+    options = ["--architecture", *architectures, "--shapes", *shapes, "--dtype", *dtypes]
+    options += ["--schedule", *schedules, "--mode", *modes]
     found = subprocess.run(
         [sys.executable, "-m", "bench", "codegen", "--json", *options],
         cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, timeout=900, check=False,
@@ -37,12 +38,16 @@ def compiled(architectures, shapes, dtypes=("float16",), schedules=("staged", "w
 
 
 def name_of(row):
-    return " ".join(row[key] for key in ("architecture", "shape", "dtype", "layout", "schedule", "kernel"))
+    return " ".join(row[key] for key in ("architecture", "shape", "dtype", "layout", "schedule", "mode", "kernel"))
+
+
+def check_spills(rows):
+    spills = [f"{name_of(row)}: {row['spills']}" for row in rows if row["spills"] > 0]
+    assert not spills
 
 
 def check_registers(rows):
-    spills = [name_of(row) for row in rows if row["spills"] > 0]
-    assert not spills
+    check_spills(rows)
     crowded = [f"{name_of(row)}: {row['registers']}" for row in rows if row["registers"] > REGISTERS]
     assert not crowded
 
@@ -57,6 +62,13 @@ def test_default_kernels_do_not_spill():
     rows = compiled(("sm_80",), ("32x256x28x28",))
     assert {row["kernel"] for row in rows} >= {"cbam_wavefront", "apply_gates_kernel"}
     check_registers(rows)
+
+
+def test_kernels_of_training_do_not_spill():
+    rows = compiled(("sm_80",), ("32x256x28x28",), schedules=("wavefront",), modes=("residual",))
+    assert {row["kernel"] for row in rows} == {"cbam_wavefront", "backward_wavefront", "weight_gradients_kernel"}
+    check_spills(rows)
+    assert all(row["non_coherent_loads"] == 0 for row in rows)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
@@ -89,6 +101,15 @@ def test_the_wavefront_compiles_for_older_and_other_gpus(architecture):
 def test_default_kernels_do_not_spill_anywhere(architecture, dtype):
     rows = compiled((architecture,), RESNET50, (dtype,))
     check_registers(rows)
+    assert all(row["non_coherent_loads"] == 0 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", NVIDIA)
+@pytest.mark.parametrize("mode", ["training", "residual", "batch_norm"])
+def test_kernels_of_training_do_not_spill_anywhere(architecture, mode):
+    rows = compiled((architecture,), RESNET50, ("float16", "float32"), modes=(mode,))
+    check_spills(rows)
     assert all(row["non_coherent_loads"] == 0 for row in rows)
 
 

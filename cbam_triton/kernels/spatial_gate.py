@@ -290,12 +290,17 @@ def map_gradient_tile(
     The tiles of the maps, `map_tiles` of them, come first. Returns whether this was one: others wait for these alone.
     """
     ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
+    p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
     to_maps = tile < map_tiles
-    if to_maps:
+    if share_ptr is None:
         _map_gradient(
             dz_ptr, z_ptr, conv_weight_ptr, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
-            s_ptr, dmaps_ptr, tile * BLOCK_P + tl.arange(0, BLOCK_P), C, P, W, plane,
-            NORM_EPS, GIVEN, K, DIMS, ACC, SPATIAL_POOLS, HARD,
+            s_ptr, dmaps_ptr, p, C, P, W, plane, NORM_EPS, GIVEN, K, DIMS, ACC, SPATIAL_POOLS, HARD,
+        )  # fmt: skip
+    elif to_maps:
+        _map_gradient(
+            dz_ptr, z_ptr, conv_weight_ptr, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
+            s_ptr, dmaps_ptr, p, C, P, W, plane, NORM_EPS, GIVEN, K, DIMS, ACC, SPATIAL_POOLS, HARD,
         )  # fmt: skip
     else:
         chunk = (tile - map_tiles) // ROWS
