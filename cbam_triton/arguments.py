@@ -3,25 +3,27 @@
 import torch
 from torch import Tensor
 
+_AXES = {1: "L", 2: "H, W", 3: "D, H, W"}
+
 
 def check_x(x: Tensor) -> None:
-    """x is (N, C, H, W), floating point, with at least one channel and one pixel."""
+    """x is (N, C, *pixels), floating point, with one to three axes of pixels, at least one channel and one pixel."""
     shape = x.shape
-    if len(shape) != 4:
+    if not 3 <= len(shape) <= 5:
         raise ValueError(
-            f"x must have 4 dimensions (N, C, H, W), got shape {_shape(x)}: add one with "
-            "x.unsqueeze or merge some with x.flatten"
+            f"x must have 4 dimensions (N, C, H, W), or 3 (N, C, L) or 5 (N, C, D, H, W), got shape {_shape(x)}: add "
+            "one with x.unsqueeze or merge some with x.flatten"
         )
     if not x.dtype.is_floating_point:
         raise TypeError(f"x must have a floating-point dtype, got {x.dtype}: convert it, for instance with x.float()")
-    if shape[1] == 0 or shape[2] == 0 or shape[3] == 0:
+    if 0 in shape[1:]:
         raise ValueError(f"x must have at least one channel and one pixel, got shape {_shape(x)}: leave out such maps")
 
 
 def check_mlp(
-    x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor | None, fc2_weight: Tensor, fc2_bias: Tensor | None
+    x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor | None, fc2_weight: Tensor | None, fc2_bias: Tensor | None
 ) -> None:
-    """The MLP takes x's C channels to R hidden units and back."""
+    """The MLP takes x's C channels to R hidden units and back; without fc2_weight, to C at once."""
     if fc1_weight.ndim != 2:
         raise ValueError(
             f"fc1_weight must have shape (R, C), got {_shape(fc1_weight)}: a 1x1 convolution's weight becomes one with "
@@ -33,27 +35,39 @@ def check_mlp(
             f"x must have the {channels} channels of fc1_weight (R, C) = {_shape(fc1_weight)}, got {x.shape[1]} in "
             f"shape {_shape(x)}: build the layer for {x.shape[1]} channels, or permute x to (N, C, H, W)"
         )
-    if hidden == 0:
-        raise ValueError("fc1_weight (R, C) must have R >= 1, got no rows: use a hidden width of at least 1")
     _check_parameter("fc1_weight", fc1_weight, (hidden, channels), x)
-    _check_parameter("fc2_weight", fc2_weight, (channels, hidden), x)
+    if fc2_weight is not None:
+        _check_parameter("fc2_weight", fc2_weight, (channels, hidden), x)
+    elif hidden != channels or fc2_bias is not None:
+        raise ValueError(
+            f"an MLP without fc2_weight has one layer: fc1_weight (C, C) and no fc2_bias, got {_shape(fc1_weight)}"
+            f" {'and' if fc2_bias is not None else 'without'} an fc2_bias: pass fc2_weight (C, R) for one of two layers"
+        )
     if fc1_bias is not None:
         _check_parameter("fc1_bias", fc1_bias, (hidden,), x)
     if fc2_bias is not None:
         _check_parameter("fc2_bias", fc2_bias, (channels,), x)
 
 
-def check_conv(x: Tensor, conv_weight: Tensor, conv_bias: Tensor | None) -> None:
-    """The convolution is (1, 2, K, K) with K odd."""
-    if conv_weight.ndim != 4:
-        raise ValueError(f"conv_weight must have shape (1, 2, K, K), got {_shape(conv_weight)}: reshape it to that")
-    size = conv_weight.shape[3]
+def check_conv(x: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, maps: int | None = 2) -> None:
+    """The convolution is (1, M, K, K), K odd, with as many K as x has axes of pixels; any M where maps is None."""
+    axes = conv_weight.ndim - 2
+    if axes not in _AXES or (axes != x.ndim - 2 and conv_weight.shape[0] != 1):
+        wanted = ", ".join(["1", "M" if maps is None else str(maps), *"K" * (x.ndim - 2)])
+        raise ValueError(f"conv_weight must have shape ({wanted}), got {_shape(conv_weight)}: reshape it to that")
+    if axes != x.ndim - 2:
+        raise ValueError(
+            f"x must have {axes + 2} dimensions (N, C, {_AXES[axes]}), as conv_weight {_shape(conv_weight)} has, got "
+            f"shape {_shape(x)}: add one with x.unsqueeze or merge some with x.flatten"
+        )
+    size = conv_weight.shape[-1]
     if size % 2 == 0:
         raise ValueError(
             f"conv_weight (1, 2, K, K) must have an odd K, so that the map keeps its size, got K = {size}: use "
             f"{size - 1 if size else 1} or {size + 1}"
         )
-    _check_parameter("conv_weight", conv_weight, (1, 2, size, size), x)
+    maps = conv_weight.shape[1] if maps is None else maps
+    _check_parameter("conv_weight", conv_weight, (1, maps) + (size,) * (x.ndim - 2), x)
     if conv_bias is not None:
         _check_parameter("conv_bias", conv_bias, (1,), x)
 

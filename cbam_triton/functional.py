@@ -2,24 +2,33 @@
 
 Common to all functions:
 
-Shapes: x (N, C, H, W) in float16, bfloat16, float32 or float64, NCHW or channels_last; fc1_weight (R, C), fc2_weight
-(C, R), conv_weight (1, 2, K, K) with K odd, its input channels being [mean, max]; biases (R,), (C,), (1,) or None.
-Parameters have x's dtype or float32. Results have x's dtype and memory format.
+Shapes: x (N, C, H, W) in float16, bfloat16, float32 or float64, NCHW or channels_last, or with one or three axes of
+pixels, (N, C, L) and (N, C, D, H, W); fc1_weight (R, C), fc2_weight (C, R) or None for an MLP of one layer (C, C);
+conv_weight (1, M, K, K) with K odd, an input channel for each of `spatial_pools` in their order, and as many K as x has
+axes of pixels; biases (R,), (C,), (1,) or None. Parameters have x's dtype or float32, results x's dtype and memory
+format.
+Options: `channel_pools`, some of "avg", "max", "lp" (the 2-norm) and "lse" (log of the sum of exponentials);
+`spatial_pools`, some of "mean" and "max"; `arrangement`, "channel_first", "spatial_first" (the channel gate is of what
+the spatial one leaves) or "parallel" (both gates are of x); `gate`, "sigmoid" or "hard_sigmoid"; `light`, the half of
+the sum of both pools instead of both.
 Strides: kernels read x as it lies as long as its pixels are evenly spaced (stride_h = W * stride_w), so any slice of N
 or C is free; anything else, such as a crop, is copied once to a dense tensor in x's suggested memory format.
-Norm: None or any callable on the logits (N, 1, H, W). An `nn.BatchNorm2d` in eval mode is folded into the kernels; any
-other is called between them, so a batch norm in training mode updates its own statistics.
-Backend: the reference runs in export and tracing, under forward-mode and `torch.func` transforms, for K above 15,
-where a gradient is needed through a norm other than an `nn.BatchNorm2d`, and, unless `settings(backend="triton")`, for
-dtypes and devices that kernels do not take.
-Norm in training: an `nn.BatchNorm2d` is part of the kernels' forward and backward; its buffers are updated as it does.
-Raises: ValueError for shapes and devices, TypeError for dtypes, RuntimeError for a Triton backend that cannot run.
+Norm: None or any callable on the logits (N, 1, H, W). PyTorch's batch norms are part of the kernels: in eval mode by
+their fixed statistics, in training mode by the batch's, and their buffers are updated as they do it. Any other norm is
+called between two launches where no gradient is needed.
+Backend: the reference runs in export and tracing, under forward-mode and `torch.func` transforms, for K above 15, for
+the pools "lp" and "lse", for spatial_first, for a `descriptor`, where a gradient is needed through a norm other than a
+batch norm, and, unless `settings(backend="triton")`, for dtypes and devices that kernels do not take.
+Raises: ValueError for shapes, devices and options, TypeError for dtypes, RuntimeError for a Triton backend that cannot
+run.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
@@ -31,18 +40,25 @@ from .arguments import check_conv, check_epilogue, check_mlp, check_x
 from .kernels import device as kernel_device
 from .reference import Norm
 from .settings import current_backend, current_schedule
+from .variant import DEFAULT, Arrangement, ChannelPool, Gate, SpatialPool, Variant, checked_variant
 
 Activation = Literal["relu"] | None
 
 _KERNEL_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 _MAX_KERNEL_SIZE = 15
 _NO_NORM: tuple[Any, ...] = (None, None, None, None, 0.0)
+_BATCH_NORMS = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}  # by x's axes
+_NO_MLP = (None, None, None, None)
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.onnx.is_in_onnx_export)
 
 
+Descriptor = Callable[[Tensor], Tensor]
+Mlp = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
 class AttentionMaps(NamedTuple):
-    """Both gates: channel (N, C) and spatial (N, 1, H, W), in x's dtype."""
+    """Both gates: channel (N, C) and spatial (N, 1, *pixels), in x's dtype."""
 
     channel: Tensor
     spatial: Tensor
@@ -52,7 +68,7 @@ def cbam(
     x: Tensor,
     fc1_weight: Tensor,
     fc1_bias: Tensor | None,
-    fc2_weight: Tensor,
+    fc2_weight: Tensor | None,
     fc2_bias: Tensor | None,
     conv_weight: Tensor,
     conv_bias: Tensor | None = None,
@@ -60,134 +76,253 @@ def cbam(
     norm: Norm | None = None,
     residual: Tensor | None = None,
     activation: Activation = None,
+    channel_pools: tuple[ChannelPool, ...] = DEFAULT.channel_pools,
+    spatial_pools: tuple[SpatialPool, ...] = DEFAULT.spatial_pools,
+    arrangement: Arrangement = DEFAULT.arrangement,
+    gate: Gate = DEFAULT.gate,
+    light: bool = False,
+    descriptor: Descriptor | None = None,
 ) -> Tensor:
-    """y (N, C, H, W) = act(x * g * s + residual): the channel gate, then the spatial gate of what it leaves.
+    """y (N, C, *pixels) = act(x * g * s + residual): the channel gate, then the spatial gate of what it leaves.
 
-    `residual` (N, C, H, W) has x's dtype; `activation` is "relu" or None: together the end of a residual block.
+    `residual` is like x; `activation` is "relu" or None: together the end of a residual block. `descriptor` takes the
+    place of the spatial pools: any callable from (N, C, *pixels) to the convolution's (N, M, *pixels).
     Traffic: 2 passes over x (wavefront), 3 with a norm that is not folded, to 4 (staged); 1 more for a residual.
-    Source: arXiv 1807.06521, equation 1.
+    Source: arXiv 1807.06521, equation 1; the options, its tables 1 to 3.
     """
-    check_x(x)
-    check_epilogue(x, residual, activation)
-    check_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    check_conv(x, conv_weight, conv_bias)
+    variant = checked_variant(channel_pools, spatial_pools, arrangement, gate, light)
     mlp = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    relu = activation == "relu"
-    if _kernels_run(x, conv_weight.shape[-1]):
-        y = _run_kernels(x, mlp, conv_weight, conv_bias, norm, residual, relu)
-        if y is not None:
-            return y
-    return reference.cbam(x, *mlp, conv_weight, conv_bias, norm, residual, relu)
+    return refined(x, mlp, conv_weight, conv_bias, norm, residual, activation, variant, descriptor)
 
 
 def channel_attention(
-    x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor | None, fc2_weight: Tensor, fc2_bias: Tensor | None
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    *,
+    channel_pools: tuple[ChannelPool, ...] = DEFAULT.channel_pools,
+    gate: Gate = DEFAULT.gate,
+    light: bool = False,
 ) -> Tensor:
-    """x * g, with g (N, C) = sigmoid(MLP(avg) + MLP(max)).
+    """x * g, with g (N, C) = gate(sum of MLP(pool) over the pools).
 
     Traffic: 2 to 3 passes over x.
     Source: arXiv 1807.06521, equation 2.
     """
-    check_x(x)
-    mlp = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    check_mlp(x, *mlp)
-    if _kernels_run(x):
-        y = _run_kernels(x, mlp, None, None, None)
-        if y is not None:
-            return y
-    return reference.apply_channel_gate(x, reference.channel_gate(x, *mlp))
+    variant = checked_variant(channel_pools, gate=gate, light=light)
+    return refined(x, (fc1_weight, fc1_bias, fc2_weight, fc2_bias), None, None, variant=variant)
 
 
 def spatial_attention(
-    x: Tensor, conv_weight: Tensor, conv_bias: Tensor | None = None, *, norm: Norm | None = None
+    x: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None = None,
+    *,
+    norm: Norm | None = None,
+    spatial_pools: tuple[SpatialPool, ...] = DEFAULT.spatial_pools,
+    gate: Gate = DEFAULT.gate,
+    light: bool = False,
+    descriptor: Descriptor | None = None,
 ) -> Tensor:
-    """x * s, with s (N, 1, H, W) = sigmoid(norm(conv([mean; max]))).
+    """x * s, with s (N, 1, *pixels) = gate(norm(conv(pools))).
 
     Traffic: 2 to 3 passes over x.
     Source: arXiv 1807.06521, equation 3.
     """
-    check_x(x)
-    check_conv(x, conv_weight, conv_bias)
-    if _kernels_run(x, conv_weight.shape[-1]):
-        y = _run_kernels(x, (None, None, None, None), conv_weight, conv_bias, norm)
-        if y is not None:
-            return y
-    return reference.apply_spatial_gate(x, reference.spatial_gate(x, conv_weight, conv_bias, norm))
+    variant = checked_variant(spatial_pools=spatial_pools, gate=gate, light=light)
+    return refined(x, None, conv_weight, conv_bias, norm, variant=variant, descriptor=descriptor)
 
 
 def attention_maps(
     x: Tensor,
     fc1_weight: Tensor,
     fc1_bias: Tensor | None,
-    fc2_weight: Tensor,
+    fc2_weight: Tensor | None,
     fc2_bias: Tensor | None,
     conv_weight: Tensor,
     conv_bias: Tensor | None = None,
     *,
     norm: Norm | None = None,
+    channel_pools: tuple[ChannelPool, ...] = DEFAULT.channel_pools,
+    spatial_pools: tuple[SpatialPool, ...] = DEFAULT.spatial_pools,
+    arrangement: Arrangement = DEFAULT.arrangement,
+    gate: Gate = DEFAULT.gate,
+    light: bool = False,
+    descriptor: Descriptor | None = None,
 ) -> AttentionMaps:
     """The two gates that `cbam` applies. A norm in training mode updates its statistics here too.
 
     Traffic: 1 to 2 passes over x.
     """
-    check_x(x)
+    variant = checked_variant(channel_pools, spatial_pools, arrangement, gate, light)
     mlp = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    return gates(x, mlp, conv_weight, conv_bias, norm, variant, descriptor)
+
+
+def refined(
+    x: Tensor,
+    mlp: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None] | None,
+    conv_weight: Tensor | None,
+    conv_bias: Tensor | None = None,
+    norm: Norm | None = None,
+    residual: Tensor | None = None,
+    activation: Activation = None,
+    variant: Variant = DEFAULT,
+    descriptor: Descriptor | None = None,
+) -> Tensor:
+    """What the modules call: `cbam` of a variant that is known to be right, without the parts that are None."""
+    check_x(x)
+    check_epilogue(x, residual, activation)
+    if conv_weight is not None:
+        check_conv(x, conv_weight, conv_bias, None if descriptor is not None else variant.maps)
+    if mlp is not None:
+        check_mlp(x, *mlp)
+    relu = activation == "relu"
+    usual = x.ndim == 4 and variant == DEFAULT and (mlp is None or (mlp[0].shape[0] > 0 and mlp[2] is not None))
+    if _kernels_run(x, conv_weight) and descriptor is None and (usual or _kernels_know(x, mlp, variant)):
+        if usual:
+            y = _run_kernels(x, mlp or _NO_MLP, conv_weight, conv_bias, norm, residual, relu)
+        else:
+            y = _run_on_planes(x, mlp or _NO_MLP, conv_weight, conv_bias, norm, residual, relu, variant)
+        if y is not None:
+            return y
+    return reference.cbam(x, *(mlp or _NO_MLP), conv_weight, conv_bias, norm, residual, relu, variant, descriptor)
+
+
+def gates(
+    x: Tensor,
+    mlp: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    norm: Norm | None,
+    variant: Variant,
+    descriptor: Descriptor | None,
+) -> AttentionMaps:
+    """`attention_maps` of a variant that is known to be right."""
+    check_x(x)
+    check_conv(x, conv_weight, conv_bias, None if descriptor is not None else variant.maps)
     check_mlp(x, *mlp)
-    check_conv(x, conv_weight, conv_bias)
-    parameters = (*mlp, conv_weight, conv_bias)
-    if _kernels_run(x, conv_weight.shape[-1]) and not _gradient_needed(x, parameters):
+    by_kernels = _kernels_run(x, conv_weight) and descriptor is None and _kernels_know(x, mlp, variant)
+    if by_kernels and not _gradient_needed(x, (*mlp, conv_weight, conv_bias)):
         from . import ops
 
-        g, z = ops.gates(x, *mlp, conv_weight, conv_bias, current_schedule())
-        s = torch.sigmoid(reference.normed(z, norm))
+        flat, planes = _as_planes(x)
+        weights, kernel = _canonical(mlp, conv_weight, variant)
+        assert kernel is not None
+        g, z = ops.gates(flat, *weights, kernel, conv_bias, current_schedule(), variant.code, planes)
+        s = reference.gate(reference.normed(z.view(x.shape[0], 1, *x.shape[2:]), norm), variant)
     else:
-        g = reference.channel_gate(x, *mlp)
-        s = reference.spatial_gate(reference.apply_channel_gate(x, g), conv_weight, conv_bias, norm)
+        g, s = reference.attention_maps(x, mlp, conv_weight, conv_bias, norm, variant, descriptor)
     return AttentionMaps(g.to(x.dtype), s.to(x.dtype))
+
+
+def _run_on_planes(
+    x: Tensor,
+    mlp: Mlp,
+    conv_weight: Tensor | None,
+    conv_bias: Tensor | None,
+    norm: Norm | None,
+    residual: Tensor | None,
+    relu: bool,
+    variant: Variant,
+) -> Tensor | None:
+    """`_run_kernels` for any variant and any number of axes of pixels."""
+    flat, planes = _as_planes(x)
+    if residual is not None:
+        residual, _ = _as_planes(residual)
+    mlp, conv_weight = _canonical(mlp, conv_weight, variant)
+    y = _run_kernels(flat, mlp, conv_weight, conv_bias, norm, residual, relu, variant, planes, x.ndim)
+    return y if y is None or x.ndim == 4 else y.view(x.shape)
+
+
+def _as_planes(x: Tensor) -> tuple[Tensor, int]:
+    """(x as N C H W, how many planes lie below one another in it)."""
+    if x.ndim == 4:
+        return x, 1
+    if x.ndim == 3:
+        return x.unsqueeze(2), 1
+    if x.shape[2] > 1 and x.stride(2) != x.shape[3] * x.stride(3):
+        last = x.stride(1) == 1 and x.shape[1] > 1
+        x = x.contiguous(memory_format=torch.channels_last_3d if last else torch.contiguous_format)
+    return x.flatten(2, 3), x.shape[2]
+
+
+def _canonical(mlp: Mlp, conv_weight: Tensor | None, variant: Variant) -> tuple[Mlp, Tensor | None]:
+    """Weights as the kernels have them: a hidden unit of zeros where there is none, the mean map before the maximum."""
+    fc1_weight, fc1_bias, fc2_weight, fc2_bias = mlp
+    if fc1_weight is not None and fc1_weight.shape[0] == 0:
+        fc1_weight = F.pad(fc1_weight, (0, 0, 0, 1))
+        fc1_bias = None
+        fc2_weight = None if fc2_weight is None else F.pad(fc2_weight, (0, 1))
+    if conv_weight is not None and variant.maps == 2 and variant.spatial_pools[0] == "max":
+        conv_weight = conv_weight.flip(1)
+    return (fc1_weight, fc1_bias, fc2_weight, fc2_bias), conv_weight
+
+
+def _kernels_know(x: Tensor, mlp: Mlp | None, variant: Variant) -> bool:
+    return x.ndim == 4 and variant == DEFAULT and (mlp is None or mlp[2] is not None)
 
 
 def _run_kernels(
     x: Tensor,
-    mlp: tuple[Tensor | None, ...],
+    mlp: Mlp,
     conv_weight: Tensor | None,
     conv_bias: Tensor | None,
     norm: Norm | None,
     residual: Tensor | None = None,
     relu: bool = False,
+    variant: Variant = DEFAULT,
+    planes: int = 1,
+    ndim: int = 4,
 ) -> Tensor | None:
-    """y by the kernels; None where a gradient is needed through a norm that they do not know."""
+    """y by the kernels; None where a gradient is needed through a norm that they do not know.
+
+    x has four axes; that of a user had `ndim`.
+    """
     from . import ops
 
     layer = (*mlp, conv_weight, conv_bias)
-    schedule = current_schedule()
-    fixed = _NO_NORM if norm is None else _fixed(norm, x)
-    by_batch = fixed is None and _normalises_by_batch(norm, x)
+    schedule, code = current_schedule(), variant.code
+    fixed = _NO_NORM if norm is None else _fixed(norm, x, ndim)
+    by_batch = fixed is None and _normalises_by_batch(norm, x, ndim)
     needed = _gradient_needed(x, (residual, *layer))
     if not needed and not ((fixed is not None or by_batch) and _learns(norm)):
         if fixed is not None:
-            return ops.cbam(x, *layer, *fixed, schedule, residual, relu)
-        g, z = ops.gates(x, *layer, schedule)
-        g, z = None if mlp[0] is None else g, reference.normed(z, norm)
-        return _gated(x, g, z, residual, relu) if z.requires_grad else ops.apply_gates(x, g, z, residual, relu)
+            return ops.cbam(x, *layer, *fixed, schedule, residual, relu, code, planes)
+        g, z = ops.gates(x, *layer, schedule, code, planes)
+        z = reference.normed(_with_axes(z, ndim, planes), norm).view(z.shape)
+        g = None if mlp[0] is None else g
+        if z.requires_grad:
+            return _gated(x, g, z, residual, relu, variant)
+        return ops.apply_gates(x, g, z, residual, relu, code)
     if fixed is not None:
-        return ops.cbam_training(x, residual, *layer, *fixed, False, relu, schedule)[0]
+        return ops.cbam_training(x, residual, *layer, *fixed, False, relu, schedule, code, planes)[0]
     if not by_batch:
         return None
     _check_batch(x)
-    assert isinstance(norm, nn.BatchNorm2d)
+    assert isinstance(norm, _BatchNorm)
     statistics = (norm.weight, norm.bias, None, None, norm.eps)
-    found = ops.cbam_training(x, residual, *layer, *statistics, True, relu, schedule)
+    found = ops.cbam_training(x, residual, *layer, *statistics, True, relu, schedule, code, planes)
     _update_statistics(norm, found[-2], found[-1], x.shape[0] * x.shape[2] * x.shape[3])
     return found[0]
 
 
-def _fixed(norm: Norm, x: Tensor) -> tuple[Any, ...] | None:
+def _with_axes(z: Tensor, ndim: int, planes: int) -> Tensor:
+    """z (N, 1, H, W) with the axes of pixels that x came with."""
+    if ndim == 3:
+        return z.squeeze(2)
+    return z.unflatten(2, (planes, -1)) if ndim == 5 else z
+
+
+def _fixed(norm: Norm, x: Tensor, ndim: int) -> tuple[Any, ...] | None:
     """(weight, bias, mean, variance, eps) of a norm that is an affine map of fixed statistics, else None.
 
     A batch norm that does not fit x is not taken apart but called, so that PyTorch refuses it in its own words.
     """
     # Exact types: a subclass may compute something else.
-    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm) or not isinstance(norm, _BatchNorm):
+    if not isinstance(norm, _BatchNorm) or type(norm) not in (_BATCH_NORMS[ndim], nn.SyncBatchNorm):
         return None
     own, buffers = norm._parameters, norm._buffers  # a fifth of the time of norm.weight and the rest
     mean = buffers["running_mean"]
@@ -198,9 +333,9 @@ def _fixed(norm: Norm, x: Tensor) -> tuple[Any, ...] | None:
     return own["weight"], own["bias"], mean, buffers["running_var"], norm.eps
 
 
-def _normalises_by_batch(norm: Norm | None, x: Tensor) -> bool:
+def _normalises_by_batch(norm: Norm | None, x: Tensor, ndim: int) -> bool:
     """Whether this is a plain batch norm of one channel that takes its statistics from the batch."""
-    if not isinstance(norm, nn.BatchNorm2d) or type(norm) is not nn.BatchNorm2d or norm.num_features != 1:
+    if not isinstance(norm, _BatchNorm) or type(norm) is not _BATCH_NORMS[ndim] or norm.num_features != 1:
         return False
     if norm._forward_hooks or norm._forward_pre_hooks:
         return False
@@ -218,8 +353,8 @@ def _check_batch(x: Tensor) -> None:
         )
 
 
-def _update_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """What `nn.BatchNorm2d.forward` does to its buffers; var is the biased one."""
+def _update_statistics(norm: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
+    """What a batch norm of PyTorch does to its buffers; var is the biased one."""
     if not norm.training or norm.running_mean is None or norm.running_var is None:
         return
     with torch.no_grad():
@@ -234,7 +369,7 @@ def _update_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: i
         norm.running_var.mul_(1 - momentum).add_(var * (momentum * (count / (count - 1))))
 
 
-def _kernels_run(x: Tensor, kernel_size: int = 1) -> bool:
+def _kernels_run(x: Tensor, conv_weight: Tensor | None) -> bool:
     backend = current_backend()
     if backend == "reference":
         return False
@@ -243,7 +378,8 @@ def _kernels_run(x: Tensor, kernel_size: int = 1) -> bool:
             raise RuntimeError(_why_not(x))
         return False
     # Inside a forward-mode level any tensor may carry a tangent, which no kernel would propagate.
-    if kernel_size > _MAX_KERNEL_SIZE or forward_ad._current_level >= 0:
+    too_wide = conv_weight is not None and conv_weight.shape[-1] > _MAX_KERNEL_SIZE
+    if too_wide or forward_ad._current_level >= 0:
         return False
     # One of the first two is on in ONNX export. The transforms of torch.func need rules that operators have not.
     return not (_is_exporting() or is_tracing() or _transformed())
@@ -259,9 +395,9 @@ def _gradient_needed(x: Tensor, others: tuple[Tensor | None, ...]) -> bool:
     return x.requires_grad or any(p is not None and p.requires_grad for p in others)
 
 
-def _gated(x: Tensor, g: Tensor | None, z: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+def _gated(x: Tensor, g: Tensor | None, z: Tensor, residual: Tensor | None, relu: bool, variant: Variant) -> Tensor:
     """What `ops.apply_gates` computes, for a norm with parameters that learn."""
-    y = reference.apply_spatial_gate(x if g is None else reference.apply_channel_gate(x, g), torch.sigmoid(z))
+    y = reference.apply_spatial_gate(x if g is None else reference.apply_channel_gate(x, g), reference.gate(z, variant))
     y = y if residual is None else y + residual
     return torch.relu(y) if relu else y
 

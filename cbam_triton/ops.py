@@ -15,6 +15,7 @@ from torch import Tensor
 from . import layout, reference
 from .kernels import gradients, launch
 from .kernels.call import Kept, Needed, Weights, accumulator, places
+from .variant import decoded
 
 _PARAMETERS = 10  # of `Weights`, without eps
 
@@ -36,6 +37,8 @@ def cbam(
     schedule: str,
     residual: Tensor | None = None,
     relu: bool = False,
+    variant: str = "",
+    planes: int = 1,
 ) -> Tensor:
     """y = act(x * g * s + residual) for x (N, C, H, W), with x's dtype and memory format.
 
@@ -49,7 +52,9 @@ def cbam(
     x = layout.merged(x)
     if residual is not None:
         residual = layout.laid_out_like(residual, x)
-    return launch.forward(x, Weights(*parameters, norm_eps=norm_eps), schedule, None, residual, relu)
+    return launch.forward(
+        x, Weights(*parameters, norm_eps=norm_eps, variant=variant, planes=planes), schedule, None, residual, relu
+    )
 
 
 @cbam.register_fake
@@ -67,13 +72,15 @@ def gates(
     conv_weight: Tensor,
     conv_bias: Tensor | None,
     schedule: str,
+    variant: str = "",
+    planes: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """g (N, C) after the sigmoid, (N, 0) without channel attention, and z (N, 1, H, W), the convolution's output.
 
     Both float32 (float64 for float64 x). Traffic: 1 pass over x (wavefront) or 2 (staged).
     """
     layer = _dense(fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias)
-    return launch.gates(layout.merged(x), Weights(*layer), schedule)
+    return launch.gates(layout.merged(x), Weights(*layer, variant=variant, planes=planes), schedule)
 
 
 @gates.register_fake
@@ -86,7 +93,12 @@ def _(x: Tensor, fc1_weight: Tensor | None, *_: object) -> tuple[Tensor, Tensor]
 
 @torch.library.custom_op("cbam_triton::apply_gates", mutates_args=())
 def apply_gates(
-    x: Tensor, g: Tensor | None, z: Tensor | None, residual: Tensor | None = None, relu: bool = False
+    x: Tensor,
+    g: Tensor | None,
+    z: Tensor | None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    variant: str = "",
 ) -> Tensor:
     """y = act(x * g * sigmoid(z) + residual) for x (N, C, H, W), g (N, C), z (N, 1, H, W); either gate may be None.
 
@@ -94,7 +106,7 @@ def apply_gates(
     """
     x = layout.merged(x)
     g, z = _dense(g, z)
-    return launch.apply_gates(x, g, z, None, layout.laid_out_like(residual, x), relu)
+    return launch.apply_gates(x, g, z, None, layout.laid_out_like(residual, x), relu, variant)
 
 
 @apply_gates.register_fake
@@ -120,6 +132,8 @@ def cbam_training(
     batch_norm: bool,
     relu: bool,
     schedule: str,
+    variant: str = "",
+    planes: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(y, the seven of `call.Kept`, mean, var): y as `cbam`, and what its backward needs; what there is not is empty.
 
@@ -129,7 +143,7 @@ def cbam_training(
     parameters = _dense(
         fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias, norm_weight, norm_bias, norm_mean, norm_var
     )
-    weights = Weights(*parameters, norm_eps=norm_eps)
+    weights = Weights(*parameters, norm_eps=norm_eps, variant=variant, planes=planes)
     merged = layout.merged(x)
     residual = layout.laid_out_like(residual, merged)
     y, kept, mean, var = launch.forward_kept(merged, weights, schedule, None, residual, relu, batch_norm)
@@ -148,7 +162,7 @@ def _(
     *rest: Any,
 ) -> tuple[Tensor, ...]:
     kept = places(x, fc1_weight, conv_weight)
-    batch_norm = rest[-3]
+    batch_norm = rest[6]  # after a bias, the norm and its eps
     statistics = [x.new_empty(1, dtype=accumulator(x.dtype)) if batch_norm else None for _ in range(2)]
     return layout.output_like(x), *(_or_empty(tensor, x) for tensor in (*kept, *statistics))
 
@@ -173,6 +187,8 @@ def cbam_backward(
     batch_norm: bool,
     needed: Sequence[bool],
     schedule: str,
+    variant: str = "",
+    planes: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, the residual, both layers of the MLP, the convolution and the norm, each a weight and a bias.
 
@@ -187,7 +203,7 @@ def cbam_backward(
         merged,
         dy,
         layout.laid_out_like(y, merged),
-        Weights(*parameters, norm_eps=norm_eps),
+        Weights(*parameters, norm_eps=norm_eps, variant=variant, planes=planes),
         Kept(*(tensor if tensor.numel() > 0 else None for tensor in kept)),
         Needed(*needed),
         schedule,
@@ -198,7 +214,7 @@ def cbam_backward(
 
 @cbam_backward.register_fake
 def _(dy: Tensor, x: Tensor, y: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    parameters, needed = rest[: _PARAMETERS - 2], rest[-2]
+    parameters, needed = rest[: _PARAMETERS - 2], rest[_PARAMETERS + 3]  # after kept, eps and batch_norm
     like = (layout.output_like(x), layout.output_like(x), *parameters)
     return tuple(
         torch.empty_like(tensor, memory_format=torch.preserve_format if i < 2 else torch.contiguous_format)
@@ -210,7 +226,7 @@ def _(dy: Tensor, x: Tensor, y: Tensor | None, *rest: Any) -> tuple[Tensor, ...]
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, residual, *parameters = inputs[: 2 + _PARAMETERS]
-    ctx.norm_eps, ctx.batch_norm, ctx.relu, ctx.schedule = inputs[2 + _PARAMETERS :]
+    ctx.norm_eps, ctx.batch_norm, ctx.relu, ctx.schedule, ctx.variant, ctx.planes = inputs[2 + _PARAMETERS :]
     y, *kept = output
     ctx.has_residual = residual is not None
     # The residual is needed by a gradient of the gradient alone, and then only if a ReLU came after it.
@@ -220,7 +236,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    nothing = (None,) * 4  # eps, batch_norm, relu, schedule
+    nothing = (None,) * 6  # eps, batch_norm, relu, schedule, variant, planes
     if dy is None:
         return (None,) * (2 + _PARAMETERS) + nothing
     x, y, *rest = ctx.saved_tensors
@@ -231,7 +247,8 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
         return (*found, None, None, *nothing)
     wanted = [bool(asked[0]), bool(asked[1] and ctx.relu), *map(bool, asked[2:_PARAMETERS])]
     norm = statistics if ctx.batch_norm else parameters[8:]
-    found = cbam_backward(dy, x, y, *parameters[:8], *norm, kept, ctx.norm_eps, ctx.batch_norm, wanted, ctx.schedule)
+    options = (ctx.norm_eps, ctx.batch_norm, wanted, ctx.schedule, ctx.variant, ctx.planes)
+    found = cbam_backward(dy, x, y, *parameters[:8], *norm, kept, *options)
     found = [gradient if want else None for gradient, want in zip(found, wanted, strict=True)]
     if asked[1] and not ctx.relu:
         found[1] = dy
@@ -247,25 +264,34 @@ def _reference_gradients(
     asked = [ctx.needs_input_grad[0], *ctx.needs_input_grad[2:_PARAMETERS]]
     with torch.enable_grad():
         # Fresh leaves would cut the graph: these are the forward's own inputs.
-        gated = _composition(x, parameters, ctx.norm_eps, ctx.batch_norm)
+        gated = _composition(x, parameters, ctx)
         wanted = [tensor for tensor, want in zip(inputs, asked, strict=True) if want]
         found = iter(torch.autograd.grad(gated, wanted, dr, create_graph=True, allow_unused=True) if wanted else ())
     of_x, *of_parameters = (next(found) if want else None for want in asked)
     return [of_x, dr if ctx.needs_input_grad[1] else None, *of_parameters]
 
 
-def _composition(x: Tensor, parameters: Sequence[Any], norm_eps: float, batch_norm: bool) -> Tensor:
+def _composition(x: Tensor, parameters: Sequence[Any], ctx: Any) -> Tensor:
     """x * g * s by the reference, from an operator's arguments."""
-    if parameters[0] is not None:
-        x = reference.apply_channel_gate(x, reference.channel_gate(x, *parameters[:4]))
-    if parameters[4] is None:
-        return x
-    z = reference.spatial_logit(x, *parameters[4:6])
+    layer = parameters[:6]
     weight, bias, mean, var = parameters[6:]
-    if batch_norm or mean is not None:
+
+    def norm(z: Tensor) -> Tensor:
         z = z.to(torch.promote_types(z.dtype, (z if weight is None else weight).dtype))
-        z = F.batch_norm(z, mean, var, weight, bias, batch_norm, eps=norm_eps)
-    return reference.apply_spatial_gate(x, torch.sigmoid(z))
+        return F.batch_norm(z, mean, var, weight, bias, ctx.batch_norm, eps=ctx.norm_eps)
+
+    shape = x.shape
+    if layer[4] is not None and layer[4].ndim == 5:
+        x = x.unflatten(2, (ctx.planes, -1))
+    elif layer[4] is not None and layer[4].ndim == 3:
+        x = x.squeeze(2)
+    has_norm = ctx.batch_norm or mean is not None
+    fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias = layer
+    y = reference.cbam(
+        x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias,
+        norm if has_norm else None, variant=decoded(ctx.variant),
+    )  # fmt: skip
+    return y.reshape(shape)
 
 
 cbam_training.register_autograd(_backward, setup_context=_setup_context)

@@ -1,7 +1,8 @@
 """The eager specification of CBAM, one line an equation; also the CPU path and the form that is exported.
 
-Shapes: x (N, C, H, W); fc1 weight (R, C); fc2 weight (C, R); conv weight (1, 2, K, K); biases 1-D or None.
-x and the results keep one dtype and memory format; the gates are computed in the wider of x's and the weight's dtype.
+Shapes: x (N, C, *) with one to three axes of pixels; fc1 weight (R, C); fc2 weight (C, R); conv weight (1, M, K, ...)
+for M pooled maps; biases 1-D or None. x and the results keep one dtype and memory format; the gates are computed in the
+wider of x's and the weight's dtype.
 """
 
 from collections.abc import Callable
@@ -10,36 +11,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .variant import DEFAULT, Variant
+
 Norm = Callable[[Tensor], Tensor]
 
+_CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
-def channel_pool(x: Tensor) -> tuple[Tensor, Tensor]:
-    """avg, max (N, C) over the pixels."""
-    return x.mean((2, 3)), _pixel_max(x)
+
+def channel_pool(x: Tensor, variant: Variant = DEFAULT) -> list[Tensor]:
+    """Descriptors (N, C) over the pixels, in the order of the variant's pools; with `light` one, half their sum."""
+    found = [_CHANNEL_POOLS[name](x) for name in variant.channel_pools]
+    return [0.5 * found[0] + 0.5 * found[1]] if variant.light else found
 
 
 def channel_gate(
-    x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor | None, fc2_weight: Tensor, fc2_bias: Tensor | None
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    variant: Variant = DEFAULT,
 ) -> Tensor:
-    """g (N, C) = sigmoid(MLP(avg) + MLP(max)); the second layer, being linear, runs once, on the summed hidden vector.
+    """g (N, C) = gate(sum of MLP(pool)); the second layer, being linear, runs once, on the summed hidden vector.
 
+    Without fc2_weight the MLP is its first layer, with neither ReLU nor a second.
     Source: the paper's equation 2.
     """
-    avg, peak = channel_pool(x)
-    hidden = F.relu(_linear(avg, fc1_weight, fc1_bias)) + F.relu(_linear(peak, fc1_weight, fc1_bias))
-    return torch.sigmoid(_linear(hidden, fc2_weight, None if fc2_bias is None else 2 * fc2_bias))
+    hidden = [_linear(pool, fc1_weight, fc1_bias) for pool in channel_pool(x, variant)]
+    if fc2_weight is None:
+        return gate(sum(hidden[1:], hidden[0]), variant)
+    active = [F.relu(z) for z in hidden]
+    bias = None if fc2_bias is None else variant.passes * fc2_bias
+    return gate(_linear(sum(active[1:], active[0]), fc2_weight, bias), variant)
 
 
-def spatial_pool(x: Tensor) -> Tensor:
-    """[mean; max] (N, 2, H, W) over the channels."""
-    return torch.cat((x.mean(1, keepdim=True), _channel_max(x)), 1)
+def spatial_pool(x: Tensor, variant: Variant = DEFAULT) -> Tensor:
+    """The maps (N, M, *) over the channels, in the order of the variant's pools; with `light` one, half their sum."""
+    found = [_SPATIAL_POOLS[name](x) for name in variant.spatial_pools]
+    return 0.5 * found[0] + 0.5 * found[1] if variant.light else torch.cat(found, 1)
 
 
-def spatial_logit(x: Tensor, conv_weight: Tensor, conv_bias: Tensor | None) -> Tensor:
-    """z (N, 1, H, W) = conv([mean; max]), before norm and sigmoid."""
+def spatial_logit(
+    x: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    variant: Variant = DEFAULT,
+    descriptor: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """z (N, 1, *) = conv of the pooled maps, or of descriptor(x), before norm and gate."""
+    maps = spatial_pool(x, variant) if descriptor is None else descriptor(x)
     dtype = torch.promote_types(x.dtype, conv_weight.dtype)
     bias = None if conv_bias is None else conv_bias.to(dtype)
-    return F.conv2d(spatial_pool(x).to(dtype), conv_weight.to(dtype), bias, padding=conv_weight.shape[-1] // 2)
+    convolution = _CONVOLUTIONS[conv_weight.ndim]
+    return convolution(maps.to(dtype), conv_weight.to(dtype), bias, padding=conv_weight.shape[-1] // 2)
 
 
 def normed(z: Tensor, norm: Norm | None) -> Tensor:
@@ -50,17 +74,14 @@ def normed(z: Tensor, norm: Norm | None) -> Tensor:
     return norm(z if parameter is None else z.to(parameter.dtype))
 
 
-def spatial_gate(x: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, norm: Norm | None) -> Tensor:
-    """s (N, 1, H, W) = sigmoid(norm(z)).
-
-    Source: the paper's equation 3; the norm is the published code's.
-    """
-    return torch.sigmoid(normed(spatial_logit(x, conv_weight, conv_bias), norm))
+def gate(logits: Tensor, variant: Variant = DEFAULT) -> Tensor:
+    """sigmoid(logits), or PyTorch's piecewise linear form of it."""
+    return F.hardsigmoid(logits) if variant.gate == "hard_sigmoid" else torch.sigmoid(logits)
 
 
 def apply_channel_gate(x: Tensor, g: Tensor) -> Tensor:
     """x * g."""
-    return x * g.to(x.dtype)[:, :, None, None]
+    return x * g.to(x.dtype).view(*g.shape, *(1,) * (x.ndim - 2))
 
 
 def apply_spatial_gate(x: Tensor, s: Tensor) -> Tensor:
@@ -70,26 +91,72 @@ def apply_spatial_gate(x: Tensor, s: Tensor) -> Tensor:
 
 def cbam(
     x: Tensor,
-    fc1_weight: Tensor,
+    fc1_weight: Tensor | None,
     fc1_bias: Tensor | None,
-    fc2_weight: Tensor,
+    fc2_weight: Tensor | None,
     fc2_bias: Tensor | None,
-    conv_weight: Tensor,
+    conv_weight: Tensor | None,
     conv_bias: Tensor | None,
     norm: Norm | None,
     residual: Tensor | None = None,
     relu: bool = False,
+    variant: Variant = DEFAULT,
+    descriptor: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """y = act(x * g * s + residual), where s is the spatial gate of x * g and act is ReLU or nothing."""
-    refined = apply_channel_gate(x, channel_gate(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias))
-    s = spatial_gate(refined, conv_weight, conv_bias, norm)
-    if _gradient_needed(refined) or _gradient_needed(s):
-        y = apply_spatial_gate(refined, s)
-    else:
-        y = refined.mul_(s.to(x.dtype))  # a third of the time of a large map goes into fresh memory
+    """y = act(x * g * s + residual), with act ReLU or nothing; a gate without weights is one.
+
+    Channel first, s is of x * g; spatial first, g is of x * s; parallel, both are of x.
+    """
+    mlp = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    steps = _STEPS[variant.arrangement]
+    y = x
+    for step in steps:
+        source = x if variant.arrangement == "parallel" else y
+        if step == "channel" and fc1_weight is not None:
+            y = _gated(y, apply_channel_gate, channel_gate(source, *mlp, variant), y is x)  # pyright: ignore[reportArgumentType]
+        elif step == "spatial" and conv_weight is not None:
+            logits = spatial_logit(source, conv_weight, conv_bias, variant, descriptor)
+            y = _gated(y, apply_spatial_gate, gate(normed(logits, norm), variant), y is x)
     if residual is not None:
         y = y + residual
     return F.relu(y) if relu else y
+
+
+def attention_maps(
+    x: Tensor,
+    mlp: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    norm: Norm | None,
+    variant: Variant = DEFAULT,
+    descriptor: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The gates that `cbam` applies: g (N, C) and s (N, 1, *)."""
+    g = s = None
+    for step in _STEPS[variant.arrangement]:
+        if step == "channel":
+            source = x if s is None or variant.arrangement == "parallel" else apply_spatial_gate(x, s)
+            g = channel_gate(source, *mlp, variant)
+        else:
+            source = x if g is None or variant.arrangement == "parallel" else apply_channel_gate(x, g)
+            s = gate(normed(spatial_logit(source, conv_weight, conv_bias, variant, descriptor), norm), variant)
+    assert g is not None
+    assert s is not None
+    return g, s
+
+
+_STEPS = {
+    "channel_first": ("channel", "spatial"),
+    "spatial_first": ("spatial", "channel"),
+    "parallel": ("channel", "spatial"),
+}
+
+
+def _gated(y: Tensor, apply: Callable[[Tensor, Tensor], Tensor], factor: Tensor, first: bool) -> Tensor:
+    if first or _gradient_needed(y) or _gradient_needed(factor):
+        return apply(y, factor)
+    # A third of the time of a large map goes into fresh memory.
+    return y.mul_(factor.to(y.dtype).view(*factor.shape, *(1,) * (y.ndim - factor.ndim)))
 
 
 def _linear(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -97,13 +164,17 @@ def _linear(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(a.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
+def _pixels(x: Tensor) -> tuple[int, ...]:
+    return tuple(range(2, x.ndim))
+
+
 # Where a gradient is needed, max(dim) and max_pool2d: they send a tie's gradient to the first index. amax splits it,
 # and its half-precision gradient compiled by Inductor is NaN.
 def _pixel_max(x: Tensor) -> Tensor:
     if not _gradient_needed(x):
-        return x.amax((2, 3))
+        return x.amax(_pixels(x))
     # Here max(dim) takes 20 times as long as max_pool2d, whose gradient is not deterministic on CUDA.
-    if x.is_cpu and _eager_channels_last(x):
+    if x.is_cpu and x.ndim == 4 and _eager_channels_last(x):
         return F.max_pool2d(x, x.shape[2:]).flatten(1)
     return x.flatten(2).max(2).values
 
@@ -111,9 +182,30 @@ def _pixel_max(x: Tensor) -> Tensor:
 def _channel_max(x: Tensor) -> Tensor:
     if not _gradient_needed(x):
         return x.amax(1, keepdim=True)
-    if _eager_channels_last(x):  # the gradient then is channels_last too
+    if x.ndim == 4 and _eager_channels_last(x):  # the gradient then is channels_last too
         return x.permute(0, 2, 3, 1).max(3).values[:, None]
     return x.max(1, keepdim=True).values
+
+
+def _pixel_norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, 2, _pixels(x))
+
+
+def _pixel_logsumexp(x: Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.logsumexp(x.to(wide), _pixels(x)).to(x.dtype)
+
+
+_CHANNEL_POOLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "avg": lambda x: x.mean(_pixels(x)),
+    "max": _pixel_max,
+    "lp": _pixel_norm,
+    "lse": _pixel_logsumexp,
+}
+_SPATIAL_POOLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda x: x.mean(1, keepdim=True),
+    "max": _channel_max,
+}
 
 
 def _eager_channels_last(x: Tensor) -> bool:

@@ -19,7 +19,7 @@ def arguments(device: str = "cpu", **changed) -> dict:
 
 
 BAD = [
-    ({"x": torch.zeros(C, 5, 4)}, ValueError, r"x must have 4 dimensions \(N, C, H, W\), got shape \(8, 5, 4\): add"),
+    ({"x": torch.zeros(C, 5, 4)}, ValueError, r"x must have 4 dimensions \(N, C, H, W\), as .* \(8, 5, 4\): add"),
     (
         {"x": torch.zeros(2, C, 5, 4, dtype=torch.int32)},
         TypeError,
@@ -45,7 +45,7 @@ BAD = [
         ValueError,
         r"fc1_weight must have shape \(R, C\), got \(4, 8, 1, 1\): .*flat",
     ),
-    ({"fc1_weight": torch.zeros(0, C)}, ValueError, r"fc1_weight \(R, C\) must have R >= 1, got no rows: use"),
+    ({"fc2_weight": None}, ValueError, r"an MLP without fc2_weight has one layer: fc1_weight \(C, C\) and no fc2_bias"),
     ({"fc1_bias": torch.zeros(C)}, ValueError, r"fc1_bias must have shape \(4,\), got \(8,\): reshape"),
     ({"fc2_weight": torch.zeros(R, C)}, ValueError, r"fc2_weight must have shape \(8, 4\), got \(4, 8\): reshape"),
     ({"fc2_bias": torch.zeros(1)}, ValueError, r"fc2_bias must have shape \(8,\), got \(1,\): reshape"),
@@ -146,7 +146,7 @@ class Recorder:
         self.last = rest
         return x + sum(tensor.sum() for tensor in rest if isinstance(tensor, torch.Tensor)), *[torch.ones(1)] * 9
 
-    def apply_gates(self, x, g, z, residual, relu):
+    def apply_gates(self, x, g, z, *rest):
         self.calls.append("apply_gates" + "".join(" without g" for _ in [0] if g is None))
         return x
 
@@ -226,7 +226,7 @@ def test_the_reference_backend_never_runs_kernels(recorder):
 def test_the_schedule_is_handed_down(recorder):
     with settings(schedule="staged"):
         f.cbam(**arguments())
-    assert recorder.last[-3:] == ("staged", None, False)
+    assert recorder.last[-5:] == ("staged", None, False, "", 1)
 
 
 def test_tracing_and_export_run_the_reference(recorder):

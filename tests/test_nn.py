@@ -64,7 +64,7 @@ def test_parameter_count_is_the_papers():
     [
         ((0,), {}, "channels must be at least 1, got 0: "),
         ((8, 0), {}, "reduction must be positive, got 0: "),
-        ((8,), {"hidden_channels": 0}, "hidden_channels must be at least 1, got 0: "),
+        ((8,), {"hidden_channels": -1}, "hidden_channels must be at least 0, got -1: "),
         ((8,), {"kernel_size": 4}, "kernel_size must be odd and positive, got 4: "),
         ((8,), {"kernel_size": -1}, "kernel_size must be odd and positive, got -1: "),
         ((8,), {"spatial_norm": "layer"}, "spatial_norm must be 'batch' or None, got 'layer': "),

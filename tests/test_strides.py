@@ -11,7 +11,7 @@ from cbam_triton import layout
 pytest.importorskip("triton")
 
 from cbam_triton import ops
-from cbam_triton.kernels import launch, plan
+from cbam_triton.kernels import call, launch, plan
 
 from .cases import FORMATS, SCHEDULES, assert_refined, both_formats, integers, layer, normal
 from .errors import assert_same
@@ -52,7 +52,7 @@ COPIED = {
 def _check(view, schedule):
     """The operator is right on the view, and its output lies as the fake says."""
     weights = layer(view.shape[1], device=view.device)
-    y = ops.cbam(view, *weights, schedule)
+    y = ops.cbam(view, *weights[:11], schedule)
     assert_refined(y, view, weights)
     with FakeTensorMode() as mode:
         parameters = (w if w is None else mode.from_tensor(w) for w in weights[:10])
@@ -160,7 +160,7 @@ def test_offsets_past_2_to_31_are_right_in_x_and_in_y(shape, strides, schedule, 
     z = torch.zeros(shape[0], 1, *shape[2:], device=device)
     assert_same(launch.apply_gates(x, None, z), x * 0.5)
     # y with the strides of x, which no caller gets: as far from its first element as a y of 2^31 elements.
-    monkeypatch.setattr(launch, "plan", plan.plan.__wrapped__)
+    monkeypatch.setattr(call, "plan", plan.plan.__wrapped__)
     monkeypatch.setattr(plan, "output_like", lambda x: x)
     monkeypatch.setattr(torch, "empty_like", lambda x: y)
     assert launch.forward(x, weights, schedule) is y

@@ -26,6 +26,8 @@ class Weights(NamedTuple):
     norm_mean: Tensor | None = None  # 1
     norm_var: Tensor | None = None  # 1
     norm_eps: float = 0.0
+    variant: str = ""  # `Variant.code`
+    planes: int = 1  # of x (N C H W), one below the other: the depth of three-dimensional maps
 
 
 class Kept(NamedTuple):

@@ -76,7 +76,7 @@ def gates(x: Tensor, weights: Weights, schedule: str, override: Override | None 
     gate = torch.empty((N, 0 if weights.fc1_weight is None else C), dtype=acc, device=x.device)
     z = torch.empty((N, 1, H, W), dtype=acc, device=x.device)
     if z.numel() > 0:
-        weights = Weights(*weights[:6])
+        weights = weights._replace(norm_weight=None, norm_bias=None, norm_mean=None, norm_var=None)
         kept = Kept(gate=gate, z=z)
         _run(Call(x, None, weights, plan_of(x, weights, schedule, override), kept=kept))
     return gate, z
@@ -89,6 +89,7 @@ def apply_gates(
     override: Override | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
+    variant: str = "",
 ) -> Tensor:
     """y = act(x * g * sigmoid(z) + residual), with x's memory format. Traffic: 2 passes over x, 1 for a residual."""
     y = torch.empty_like(x)
@@ -137,7 +138,7 @@ def _wavefront(call: Call) -> None:
     launch(
         call, cbam_wavefront, ("POOL", "MLP_T", "MLP_C", "SPATIAL", "APPLY"),
         table.wavefront_logit_tiles if call.y is None else table.wavefront_tiles,
-        call.x, call.residual, *call.weights[:-1], partial, hidden, gate, pool, call.y,
+        call.x, call.residual, *call.weights[:10], partial, hidden, gate, pool, call.y,
         kept.z, kept.pools, kept.channel_argmax, kept.preactivation, kept.pool, kept.spatial_argmax,
         call.zeros(1 + problem.N * (3 + call.plan.blocks)),
         *call.plan.strides, *call.x.shape, problem.R, call.plan.lag,

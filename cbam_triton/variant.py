@@ -1,0 +1,92 @@
+"""Variants of the layer: which pools there are, how the two gates follow each other, what function a gate is."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+ChannelPool = Literal["avg", "max", "lp", "lse"]
+SpatialPool = Literal["mean", "max"]
+Arrangement = Literal["channel_first", "spatial_first", "parallel"]
+Gate = Literal["sigmoid", "hard_sigmoid"]
+
+
+class Variant(NamedTuple):
+    """What a layer computes besides its parameters.
+
+    `spatial_pools` is in the order of the convolution's input channels. With `light` there are both pools of both
+    kinds, and the half of their sum is what the MLP and the convolution get.
+    """
+
+    channel_pools: tuple[ChannelPool, ...] = ("avg", "max")
+    spatial_pools: tuple[SpatialPool, ...] = ("mean", "max")
+    arrangement: Arrangement = "channel_first"
+    gate: Gate = "sigmoid"
+    light: bool = False
+
+    @property
+    def passes(self) -> int:
+        """How often the second layer of the MLP counts: once a pool, or once."""
+        return 1 if self.light else len(self.channel_pools)
+
+    @property
+    def maps(self) -> int:
+        """Input channels of the convolution."""
+        return 1 if self.light else len(self.spatial_pools)
+
+    @property
+    def code(self) -> str:
+        """The variant as an operator gets it; `decoded` is its inverse."""
+        if self == DEFAULT:
+            return ""
+        pools = "+".join(self.channel_pools), "+".join(self.spatial_pools)
+        return "/".join((*pools, self.arrangement, self.gate, "light" if self.light else ""))
+
+
+DEFAULT = Variant()
+
+
+def decoded(code: str) -> Variant:
+    """The variant of a `Variant.code`."""
+    if not code:
+        return DEFAULT
+    channel, spatial, arrangement, gate, light = code.split("/")
+    words: list[Any] = [tuple(channel.split("+")), tuple(spatial.split("+")), arrangement, gate]
+    return Variant._make([*words, light == "light"])
+
+
+def checked_variant(
+    channel_pools: Any = DEFAULT.channel_pools,
+    spatial_pools: Any = DEFAULT.spatial_pools,
+    arrangement: Any = DEFAULT.arrangement,
+    gate: Any = DEFAULT.gate,
+    light: bool = False,
+) -> Variant:
+    """The variant of these options.
+
+    Raises: ValueError for an unknown or repeated name, for no pool, and for `light` without both pools of both kinds.
+    """
+    found = Variant(
+        _pools("channel_pools", channel_pools, get_args(ChannelPool)),
+        _pools("spatial_pools", spatial_pools, get_args(SpatialPool)),
+        _one_of("arrangement", arrangement, get_args(Arrangement)),
+        _one_of("gate", gate, get_args(Gate)),
+        bool(light),
+    )
+    if light and (set(found.channel_pools) != {"avg", "max"} or set(found.spatial_pools) != {"mean", "max"}):
+        raise ValueError(
+            "light halves the sum of both pools, so it needs channel_pools ('avg', 'max') and spatial_pools ('mean', "
+            f"'max'), got {found.channel_pools} and {found.spatial_pools}: leave the pools as they are, or light out"
+        )
+    return found
+
+
+def _pools(name: str, pools: Any, known: tuple[str, ...]) -> Any:
+    if isinstance(pools, str) or not pools or len(set(pools)) < len(pools) or not set(pools) <= set(known):
+        raise ValueError(
+            f"{name} must be a tuple of some of {', '.join(known)}, each once, got {pools!r}: choose those"
+        )
+    return tuple(pools)
+
+
+def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}: choose one of these")
+    return value
