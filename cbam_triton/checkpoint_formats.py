@@ -8,7 +8,7 @@ from torch import Tensor
 
 MEAN_MAX = ("mean", "max")
 MAX_MEAN = ("max", "mean")
-_STATISTICS = ("weight", "bias", "running_mean", "running_var")
+STATISTICS = ("weight", "bias", "running_mean", "running_var")
 _MANY = 6
 
 
@@ -50,7 +50,7 @@ class Format(NamedTuple):
     def wanted(self, keys: Iterable[str]) -> tuple[set[str], set[str]]:
         """Keys that must be there, and those that may, beside these `keys`."""
         keys = set(keys)
-        channel, spatial = _under(keys, self.fc1), _under(keys, self.conv)
+        channel, spatial = (any(key.startswith(_root(layer)) for key in keys) for layer in (self.fc1, self.conv))
         must, may = set[str](), set[str]()
         if channel or not (spatial and "spatial_only" in self.alone):
             layers = [layer for layer in (self.fc1, self.fc2) if layer is not None]
@@ -63,11 +63,10 @@ class Format(NamedTuple):
             if self.conv_bias is not False:
                 (must if self.conv_bias else may).add(f"{self.conv}.bias")
             if self.norm is not None and _under(keys, self.norm):
-                must |= {f"{self.norm}.{name}" for name in _STATISTICS}
+                must |= {f"{self.norm}.{name}" for name in STATISTICS}
                 may.add(f"{self.norm}.num_batches_tracked")
             if self.squeeze is not None and _under(keys, self.squeeze):
-                must.add(self.key(self.squeeze))
-                may.add(f"{self.squeeze}.bias")
+                must |= {self.key(self.squeeze), f"{self.squeeze}.bias"}
         return must, may
 
     def differences(self, keys: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -88,7 +87,7 @@ FORMATS = (
     Format("stcn", *_JONGCHAN[:3], mlp="linear", pools=MAX_MEAN, conv_bias=True),
     Format("jongchan", *_JONGCHAN, mlp="linear", pools=MAX_MEAN, alone=("channel_only",)),
     Format("timm", *_TIMM, mlp="conv"),
-    Format("timm_light", *_TIMM, mlp="conv", maps=1, options={"light": True}),
+    Format("timm_light", *_TIMM, mlp="conv", maps=1),
     Format("ultralytics", "channel_attention.fc", None, "spatial_attention.cv1", mlp="conv",
            options={"channel_pools": ("avg",)}),
     Format("external_attention", "ca.se.0", "ca.se.2", "sa.conv", mlp="conv", pools=MAX_MEAN,
@@ -116,18 +115,14 @@ def recognise(tensors: Mapping[str, Tensor]) -> Format:
 
     Raises: ValueError for keys of no known format, and for a form that is known to compute something else.
     """
-    fitting = [form for form in FORMATS if not any(form.differences(tensors))]
-    if not fitting:
+    form = _by_keys(tensors)
+    if form is None:
         raise ValueError(_unknown(tensors))
-    form = next((form for form in fitting if _maps_fit(form, tensors)), fitting[0])
-    first = form.key(form.fc1)
-    if first not in tensors or form.mlp is None:
-        return form
-    shape = tuple(tensors[first].shape)
-    if (form.mlp == "linear") != (len(shape) == 2):
+    if not _mlp_fits(form, tensors):
         expected = "linear layers (R, C)" if form.mlp == "linear" else "1x1 convolutions (R, C, 1, 1)"
+        first = form.key(form.fc1)
         raise ValueError(
-            f"the nearest format {form.name!r} has {expected} for its MLP, got {first} {shape}: "
+            f"the nearest format {form.name!r} has {expected} for its MLP, got {first} {tuple(tensors[first].shape)}: "
             f"{_known_breakage(tensors) or _RENAME}"
         )
     return form
@@ -143,10 +138,9 @@ def find_cbam(state_dict: Mapping[str, Any]) -> dict[str, str]:
             if not key.endswith(end) or (prefix and prefix[-1] != ".") or prefix[:-1] in found:
                 continue
             layer = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-            try:
-                found[prefix[:-1]] = recognise(layer).name
-            except ValueError:
-                continue
+            form = _by_keys(layer)
+            if form is not None and _mlp_fits(form, layer):
+                found[prefix[:-1]] = form.name
     return found
 
 
@@ -154,6 +148,16 @@ _RENAME = (
     "if the layer computes CBAM, give its tensors this library's keys (channel.fc1.weight (R, C), "
     "channel.fc2.weight (C, R), spatial.conv.weight (1, 2, K, K) on [mean, max]) and convert that"
 )
+
+
+def _by_keys(tensors: Mapping[str, Tensor]) -> Format | None:
+    fitting = [form for form in FORMATS if not any(form.differences(tensors))]
+    return next((form for form in fitting if _maps_fit(form, tensors)), fitting[0] if fitting else None)
+
+
+def _mlp_fits(form: Format, tensors: Mapping[str, Tensor]) -> bool:
+    weight = tensors.get(form.key(form.fc1))
+    return weight is None or form.mlp is None or (weight.ndim == 2) == (form.mlp == "linear")
 
 
 def _unknown(tensors: Mapping[str, Tensor]) -> str:
@@ -189,11 +193,12 @@ def _known_breakage(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _similarity(form: Format, keys: Iterable[str]) -> tuple[int, float]:
+def _similarity(form: Format, keys: Iterable[str]) -> tuple[int, int, float]:
     own = form.own(keys)
     must, may = form.wanted(own)
     few = sorted(own)[:40]  # a whole model's keys would take minutes
-    return len((must | may) & own), difflib.SequenceMatcher(None, "\n".join(few), "\n".join(sorted(must))).ratio()
+    alike = difflib.SequenceMatcher(None, "\n".join(few), "\n".join(sorted(must))).ratio()
+    return len((must | may) & own), -len(must - own), alike
 
 
 def _maps_fit(form: Format, tensors: Mapping[str, Tensor]) -> bool:

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from .checkpoint_formats import Format, find_cbam, recognise
+from .checkpoint_formats import MAX_MEAN, MEAN_MAX, STATISTICS, Format, find_cbam, recognise
 
 __all__ = ["Converted", "convert_state_dict", "find_cbam"]
 
-# Options that a state dict cannot tell, or not every one.
+# What a state dict does not tell, or not always.
 _UNTOLD = ("activation", "add_input", "arrangement", "channel_pools", "dims", "gate", "light", "spatial_pools")
-_BOTH = ("channel_first", "spatial_first", "parallel")
+_ORDERS = ("channel_first", "spatial_first", "parallel")
 
 
 class Converted(NamedTuple):
@@ -36,7 +36,7 @@ def convert_state_dict(
 ) -> Converted:
     """Any published CBAM's state dict as this library's, with the options of the CBAM that takes it.
 
-    `prefix` names the layer inside a model, as in "layer1.0.cbam"; `find_cbam` lists them. `channels` is checked against
+    `prefix` names the layer inside a model, as in "layer1.0.cbam"; `find_cbam` lists them. `channels` is checked with
     the weights, and needed where they do not tell. `options` describes the layer that the weights are from where it is
     not what its format implies and no key tells: activation, add_input, arrangement, channel_pools, dims, gate, light,
     spatial_pools. Tensors share storage with those given wherever a view will do; weights for [max, mean] are copied,
@@ -49,80 +49,142 @@ def convert_state_dict(
     that contradict the weights or do not exist; TypeError for values that are no tensors.
     """
     tensors = _tensors(state_dict, prefix)
-    given = _checked(options or {})
     form = recognise(tensors)
-    if form.weight == "kernel":  # inputs before outputs, both last
+    if form.weight == "kernel":  # Keras: inputs before outputs, and both last
         tensors = {key: t.permute(-1, -2, *range(t.ndim - 2)) if t.ndim > 1 else t for key, t in tensors.items()}
-    state, told = dict[str, Tensor](), dict[str, Any]()
-    implied = {"dims": 2, "arrangement": "channel_first", "gate": "sigmoid", "light": False, "add_input": False}
-    implied |= form.options
-    has_channel, has_spatial = (form.key(layer) in tensors for layer in (form.fc1, form.conv))
-    if has_channel:
+    given = _checked(options or {}, channels)
+    told, state = dict[str, Any](), dict[str, Tensor]()
+    channel, spatial = (form.key(layer) in tensors for layer in (form.fc1, form.conv))
+    if channel:
         state |= _channel_part(form, tensors, told)
-        implied.setdefault("channel_pools", ("avg", "max"))
-    if has_spatial:
+    if spatial:
         state |= _spatial_part(form, tensors, told, given)
-    if not (has_channel and has_spatial):
-        told["arrangement"] = "channel_only" if has_channel else "spatial_only"
-    elif given.get("arrangement", "parallel") not in _BOTH:
-        raise ValueError(
-            f"options['arrangement'] must be one of {', '.join(_BOTH)}, as state_dict has both parts, got "
-            f"{given['arrangement']!r}: leave the keys of the other part out of state_dict"
-        )
-    if channels is None and "channels" not in told:
-        raise ValueError("channels must be given, as a spatial attention alone does not tell it: pass channels=, x's C")
-    if channels is not None:
-        _agree("channels", channels, told.setdefault("channels", channels))
-    for name in given.keys() & told.keys():
-        _agree(f"options[{name!r}]", given[name], told[name])
-    merged = implied | given | told
-    if merged["light"] and "channel_pools" not in given:  # its two pools are fixed
-        merged.pop("channel_pools", None)
-    return Converted(state, merged, form.name)
+    if not (channel and spatial):
+        told["arrangement"] = "channel_only" if channel else "spatial_only"
+    return Converted(state, _merged(form, told, given), form.name)
 
 
 def _channel_part(form: Format, tensors: Mapping[str, Tensor], told: dict[str, Any]) -> dict[str, Tensor]:
+    """The MLP's tensors by their new keys; what they tell goes into `told`."""
     key = form.key(form.fc1)
-    fc1 = tensors[key]
-    if fc1.ndim < 2 or fc1.numel() != fc1.shape[0] * fc1.shape[1] or fc1.numel() == 0:
-        _refuse(key, fc1, "(R, C) or (R, C, 1, 1), R and C at least 1", "it is the first layer of the MLP")
-    R, C = fc1.shape[:2]
+    first = tensors[key]
+    R, C, *ones = first.shape if first.ndim > 1 else (0, 0)
+    if C == 0 or len(ones) > 3 or any(one != 1 for one in ones):
+        _refuse(key, first, "(R, C) or (R, C, 1, 1)", "pass the weight of the MLP's first layer")
     layers = [("channel.fc1", form.fc1, (R, C))]
-    if form.fc2 is None or form.key(form.fc2) not in tensors:
-        if R != C:
-            _refuse(key, fc1, f"({C}, {C}), being the only layer", "the MLP's second layer may be missing")
-    else:
+    if form.fc2 is not None and form.key(form.fc2) in tensors:
         layers.append(("channel.fc2", form.fc2, (C, R)))
         told["hidden_channels"] = R
+    elif R != C:
+        _refuse(key, first, f"({C}, {C}), as it is the only layer", "add the second layer's weight")
     told |= {"channels": C, "mlp_layers": len(layers), "mlp_bias": f"{form.fc1}.bias" in tensors}
-    if fc1.ndim > 2:
-        told["dims"] = fc1.ndim - 2
+    if ones:
+        told["dims"] = len(ones)
     state: dict[str, Tensor] = {}
     for name, source, shape in layers:
-        key = form.key(source)
-        weight = tensors[key]
-        if tuple(weight.shape) != (*shape, *fc1.shape[2:]):
-            expected = str((*shape, *fc1.shape[2:]))
-            _refuse(key, weight, f"{expected}, as {form.key(form.fc1)} is {tuple(fc1.shape)}", "C -> R -> C")
-        state[f"{name}.weight"] = weight.flatten(1)
+        state[f"{name}.weight"] = _of_shape(tensors, form.key(source), (*shape, *ones)).flatten(1)
         if told["mlp_bias"]:
             state[f"{name}.bias"] = _of_shape(tensors, f"{source}.bias", shape[:1])
     return state
 
 
 def _spatial_part(
-    form: Format, tensors: Mapping[str, Tensor], told: dict[str, Any], given: dict[str, Any]
+    form: Format, tensors: Mapping[str, Tensor], told: dict[str, Any], given: Mapping[str, Any]
 ) -> dict[str, Tensor]:
+    """The convolution's and the norm's tensors by their new keys; what they tell goes into `told`."""
     key = form.key(form.conv)
     weight = tensors[key]
-    K = weight.shape[-1] if weight.ndim else 0
-    if not 3 <= weight.ndim <= 5 or weight.shape[0] != 1 or K % 2 == 0 or any(k != K for k in weight.shape[2:]):
-        _refuse(key, weight, "(1, 2, K, K), K odd", "one map, and as many K as x has dimensions after N and C")
-    _agree(f"the dimensions of {key}", weight.ndim - 2, told.setdefault("dims", weight.ndim - 2))
+    one, maps, *sides = weight.shape if weight.ndim > 2 else (0, 0, 0)
+    dims, K = len(sides), sides[-1]
+    if one != 1 or dims > 3 or K % 2 == 0 or any(side != K for side in sides):
+        _refuse(key, weight, "(1, 2, K, K) with K odd", "pass the weight of the convolution of the pooled maps")
+    _agree(f"dimensions of {key}", dims, told.setdefault("dims", dims))
     told |= {"kernel_size": K, "conv_bias": f"{form.conv}.bias" in tensors, "spatial_norm": None}
-    state: dict[str, Tensor] = {}
-    pools = given.pop("spatial_pools", None if form.maps == 1 else form.pools)
-    ...
-    if form.squeeze is not None and form.key(form.squeeze) in tensors:
-        ...
+    pools = tuple(given.get("spatial_pools", form.pools))
+    squeeze = form.squeeze if form.squeeze is not None and form.key(form.squeeze) in tensors else None
+    if squeeze is not None:
+        _agree("options['spatial_pools']", given.get("spatial_pools", ("conv",)), ("conv",))
+        pools = ("conv",)
+    elif maps == 1 and form.maps != 2 and "spatial_pools" not in given:
+        told["light"] = True
+        pools = ("half the sum",)
+    if maps != len(pools):
+        _refuse(key, weight, f"(1, {len(pools)}, K, K), for the maps {', '.join(pools)}", "name others in options")
+    state = {"spatial.conv.weight": weight}
+    if form.name != "cbam_triton" and pools == MAX_MEAN:
+        state, pools = {"spatial.conv.weight": weight.flip(1)}, MEAN_MAX
+    if not told.setdefault("light", False):
+        told["spatial_pools"] = pools
+    if told["conv_bias"]:
+        state["spatial.conv.bias"] = _of_shape(tensors, f"{form.conv}.bias", (1,))
+    if form.norm is not None and f"{form.norm}.weight" in tensors:
+        told["spatial_norm"] = "batch"
+        state |= {f"spatial.norm.{name}": _of_shape(tensors, f"{form.norm}.{name}", (1,)) for name in STATISTICS}
+        # PyTorch before 0.4.1 saved no count.
+        fresh = torch.zeros((), dtype=torch.long, device=weight.device)
+        state["spatial.norm.num_batches_tracked"] = tensors.get(f"{form.norm}.num_batches_tracked", fresh)
+    if squeeze is not None:
+        descriptor = tensors[form.key(squeeze)]
+        C = told.setdefault("channels", descriptor.shape[1] if descriptor.ndim > 1 else 0)
+        state["spatial.squeeze.weight"] = _of_shape(tensors, form.key(squeeze), (1, C, *(1,) * dims))
+        state["spatial.squeeze.bias"] = _of_shape(tensors, f"{squeeze}.bias", (1,))
     return state
+
+
+def _merged(form: Format, told: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The options of CBAM: what the weights tell, what the caller says, what the format implies, in this order."""
+    if "channels" not in told | given:
+        raise ValueError("channels must be given where a spatial attention is all there is: pass channels=, the C of x")
+    for name in given.keys() & told.keys() - {"spatial_pools"}:
+        _agree(name if name == "channels" else f"options[{name!r}]", given[name], told[name])
+    if "arrangement" not in told and given.get("arrangement", "parallel") not in _ORDERS:
+        raise ValueError(
+            f"options['arrangement'] must be one of {', '.join(_ORDERS)}, as state_dict has both parts, got "
+            f"{given['arrangement']!r}: leave one part out of state_dict"
+        )
+    implied = {"dims": 2, "arrangement": "channel_first", "gate": "sigmoid", "light": False, "add_input": False}
+    if "mlp_layers" in told and not (told | given).get("light"):  # light has its two pools
+        implied["channel_pools"] = ("avg", "max")
+    return implied | dict(form.options) | given | told
+
+
+def _tensors(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+    """The layer's tensors, by their keys without the prefix."""
+    prefix = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
+    inside = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    if prefix and not inside:
+        found = ", ".join(find_cbam(state_dict)) or "none"
+        raise ValueError(f"prefix must begin some keys, got {prefix!r}: layers are known under {found}")
+    for key, value in inside.items():
+        if not isinstance(value, Tensor) and not hasattr(value, "__array__"):
+            raise TypeError(
+                f"state_dict must map keys to tensors, got {type(value).__name__} for {key!r}: pass the model's own "
+                f"state_dict, in a training checkpoint often under 'state_dict' or 'model'"
+            )
+    return {key: torch.as_tensor(value) for key, value in inside.items()}
+
+
+def _checked(options: Mapping[str, Any], channels: int | None) -> dict[str, Any]:
+    for name in options:
+        if name not in _UNTOLD:
+            raise ValueError(
+                f"options may hold {', '.join(_UNTOLD)}, got {name!r}: leave it out, the weights tell the rest"
+            )
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return given if channels is None else given | {"channels": channels}
+
+
+def _of_shape(tensors: Mapping[str, Tensor], key: str, shape: tuple[int, ...]) -> Tensor:
+    if tuple(tensors[key].shape) != shape:
+        _refuse(key, tensors[key], str(shape), "all weights must be of one layer")
+    return tensors[key]
+
+
+def _refuse(key: str, tensor: Tensor, expected: str, remedy: str) -> NoReturn:
+    order = ", its axes in PyTorch's order" if key.endswith(".kernel") else ""
+    raise ValueError(f"{key} must have shape {expected}{order}, got {tuple(tensor.shape)}: {remedy}")
+
+
+def _agree(name: str, got: Any, told: Any) -> None:
+    if got != told:
+        raise ValueError(f"{name} must be {told!r}, as the weights have it, got {got!r}: leave it out, or pass others")

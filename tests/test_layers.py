@@ -13,11 +13,11 @@ PACKAGE = Path(cbam_triton.__file__).parent
 # Upper storeys first; whatever is not named here is part of the command line, above them.
 STOREYS = [
     {"nn"},
-    {"functional"},
+    {"checkpoints", "functional"},
     {"ops"},
     {"kernels"},
     {"arguments", "layout", "reference", "settings"},
-    {"variant"},
+    {"checkpoint_formats", "variant"},
 ]
 
 
