@@ -17,9 +17,9 @@ class Format(NamedTuple):
 
     fc1, fc2, conv, norm: names of layers, None for one that the format has not. mlp: whether the MLP's layers are
     linear, 1x1 convolutions, or (None) either. maps: input channels of the convolution, None for any. pools: their
-    order. conv_bias: whether there is one, None for either. alone: what may be all there is of the layer. in_block: the
-    layer has no module of its own, so other keys lie beside its own. one_layer: fc2 may be missing. squeeze: the 1x1
-    convolution before the spatial one. weight: how a layer calls its own. options: of CBAM, implied.
+    order. conv_bias: whether there must be one. alone: what may be all there is. in_block: the layer is no module of its
+    own, so other keys lie beside its own. one_layer: fc2 may be missing. squeeze: the 1x1 convolution before the spatial
+    one. weight: how a layer calls its own. options: of CBAM, implied.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Format(NamedTuple):
     mlp: Literal["linear", "conv"] | None = None
     maps: int | None = 2
     pools: tuple[str, ...] = MEAN_MAX
-    conv_bias: bool | None = None
+    conv_bias: bool = False
     alone: tuple[str, ...] = ()
     in_block: bool = False
     one_layer: bool = False
@@ -60,8 +60,7 @@ class Format(NamedTuple):
             must |= {self.key(layer) for layer in layers} | (biases if biases & keys else set())
         if spatial or not (channel and "channel_only" in self.alone):
             must.add(self.key(self.conv))
-            if self.conv_bias is not False:
-                (must if self.conv_bias else may).add(f"{self.conv}.bias")
+            (must if self.conv_bias else may).add(f"{self.conv}.bias")
             if self.norm is not None and _under(keys, self.norm):
                 must |= {f"{self.norm}.{name}" for name in STATISTICS}
                 may.add(f"{self.norm}.num_batches_tracked")
@@ -113,7 +112,7 @@ FORMATS = (
 def recognise(tensors: Mapping[str, Tensor]) -> Format:
     """The format of a layer's state dict.
 
-    Raises: ValueError for keys of no known format, and for a form that is known to compute something else.
+    Raises: ValueError for keys of no known format, and for a form whose code is known to compute something else.
     """
     form = _by_keys(tensors)
     if form is None:
@@ -144,9 +143,10 @@ def find_cbam(state_dict: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+_WHOLE = "pass the whole layer's state dict"
 _RENAME = (
-    "if the layer computes CBAM, give its tensors this library's keys (channel.fc1.weight (R, C), "
-    "channel.fc2.weight (C, R), spatial.conv.weight (1, 2, K, K) on [mean, max]) and convert that"
+    "if the layer computes CBAM, give its tensors this library's keys, channel.fc1.weight (R, C), channel.fc2.weight "
+    "(C, R) and spatial.conv.weight (1, 2, K, K) on [mean, max], and convert that"
 )
 
 
@@ -169,9 +169,10 @@ def _unknown(tensors: Mapping[str, Tensor]) -> str:
         )
     near = max(FORMATS, key=lambda form: _similarity(form, tensors))
     missing, unexpected = near.differences(tensors)
+    remedy = _RENAME if unexpected else _WHOLE
     return (
-        f"state_dict must have the keys of a known CBAM. The nearest format is {near.name!r}; missing: "
-        f"{_listed(missing)}; unexpected: {_listed(unexpected)}. {_known_breakage(tensors) or _RENAME}"
+        f"state_dict must have the keys of a known CBAM, and the nearest format is {near.name!r}, missing: "
+        f"{_listed(missing)}; unexpected: {_listed(unexpected)}: {_known_breakage(tensors) or remedy}"
     )
 
 
@@ -182,23 +183,23 @@ def _known_breakage(tensors: Mapping[str, Tensor]) -> str | None:
     stems = {name.rpartition(".")[0] for name in convs | linear}
     if any({f"{stem}.{i}", f"{stem}.{i + 2}"} <= convs for stem in stems for i in (1, 2)):
         return (
-            "this is a known broken form, a shared Sequential that begins with a pooling, so that both branches see "
-            f"the average; look at the code, and {_RENAME}, with options={{'channel_pools': ('avg',)}} if it sees one"
+            "known code with such keys computes something else, its shared Sequential beginning with a pooling, so "
+            f"that there is one branch or two equal ones; look at yours, and {_RENAME}, its pools named in options"
         )
     if any({f"{stem}.0", f"{stem}.2"} <= linear for stem in stems):
         return (
-            "this is a known broken form, linear layers with the sigmoid behind the second, inside the shared MLP, so "
-            f"that the gate reaches 2; look at the code, and {_RENAME}"
+            "known code with such keys computes something else, the sigmoid being inside the shared MLP, so that the "
+            f"gate reaches 2; look at yours, and {_RENAME}"
         )
     return None
 
 
-def _similarity(form: Format, keys: Iterable[str]) -> tuple[int, int, float]:
+def _similarity(form: Format, keys: Iterable[str]) -> tuple[int, float]:
     own = form.own(keys)
     must, may = form.wanted(own)
     few = sorted(own)[:40]  # a whole model's keys would take minutes
     alike = difflib.SequenceMatcher(None, "\n".join(few), "\n".join(sorted(must))).ratio()
-    return len((must | may) & own), -len(must - own), alike
+    return len((must | may) & own), alike
 
 
 def _maps_fit(form: Format, tensors: Mapping[str, Tensor]) -> bool:

@@ -97,8 +97,9 @@ def _spatial_part(
     one, maps, *sides = weight.shape if weight.ndim > 2 else (0, 0, 0)
     dims, K = len(sides), sides[-1]
     if one != 1 or dims > 3 or K % 2 == 0 or any(side != K for side in sides):
-        _refuse(key, weight, "(1, 2, K, K) with K odd", "pass the weight of the convolution of the pooled maps")
-    _agree(f"dimensions of {key}", dims, told.setdefault("dims", dims))
+        _refuse(key, weight, "(1, 2, K, K) with K odd", "pass that of the pooled maps' convolution")
+    if told.setdefault("dims", dims) != dims:
+        _refuse(key, weight, f"(1, {maps}{', K' * told['dims']}), as the MLP has it", "pass the weights of one layer")
     told |= {"kernel_size": K, "conv_bias": f"{form.conv}.bias" in tensors, "spatial_norm": None}
     pools = tuple(given.get("spatial_pools", form.pools))
     squeeze = form.squeeze if form.squeeze is not None and form.key(form.squeeze) in tensors else None
@@ -109,7 +110,7 @@ def _spatial_part(
         told["light"] = True
         pools = ("half the sum",)
     if maps != len(pools):
-        _refuse(key, weight, f"(1, {len(pools)}, K, K), for the maps {', '.join(pools)}", "name others in options")
+        _refuse(key, weight, f"(1, {len(pools)}, K, K), for the maps {', '.join(pools)}", "name its maps in options")
     state = {"spatial.conv.weight": weight}
     if form.name != "cbam_triton" and pools == MAX_MEAN:
         state, pools = {"spatial.conv.weight": weight.flip(1)}, MEAN_MAX
@@ -143,7 +144,7 @@ def _merged(form: Format, told: dict[str, Any], given: dict[str, Any]) -> dict[s
             f"{given['arrangement']!r}: leave one part out of state_dict"
         )
     implied = {"dims": 2, "arrangement": "channel_first", "gate": "sigmoid", "light": False, "add_input": False}
-    if "mlp_layers" in told and not (told | given).get("light"):  # light has its two pools
+    if "mlp_layers" in told:
         implied["channel_pools"] = ("avg", "max")
     return implied | dict(form.options) | given | told
 
@@ -176,7 +177,7 @@ def _checked(options: Mapping[str, Any], channels: int | None) -> dict[str, Any]
 
 def _of_shape(tensors: Mapping[str, Tensor], key: str, shape: tuple[int, ...]) -> Tensor:
     if tuple(tensors[key].shape) != shape:
-        _refuse(key, tensors[key], str(shape), "all weights must be of one layer")
+        _refuse(key, tensors[key], str(shape), "pass the weights of one layer")
     return tensors[key]
 
 
