@@ -13,28 +13,21 @@ _MANY = 6
 
 
 class Format(NamedTuple):
-    """One row: the names of the layers, which keys follow from them, and what the code behind them implies.
-
-    fc1, fc2, conv, norm: names of layers, None for one that the format has not. mlp: whether the MLP's layers are
-    linear, 1x1 convolutions, or (None) either. maps: input channels of the convolution, None for any. pools: their
-    order. conv_bias: whether there must be one. alone: what may be all there is. in_block: the layer is no module of its
-    own, so other keys lie beside its own. one_layer: fc2 may be missing. squeeze: the 1x1 convolution before the spatial
-    one. weight: how a layer calls its own. options: of CBAM, implied.
-    """
+    """One row: the names of the layers, from which the keys follow, and what the code behind them implies."""
 
     name: str
     fc1: str
-    fc2: str | None
+    fc2: str | None  # None: the MLP has one layer
     conv: str
     norm: str | None = None
-    mlp: Literal["linear", "conv"] | None = None
-    maps: int | None = 2
+    mlp: Literal["linear", "conv"] | None = None  # linear layers, 1x1 convolutions, or either
+    maps: int | None = 2  # input channels of the convolution; None: any
     pools: tuple[str, ...] = MEAN_MAX
-    conv_bias: bool = False
-    alone: tuple[str, ...] = ()
-    in_block: bool = False
-    one_layer: bool = False
-    squeeze: str | None = None
+    conv_bias: bool = False  # whether there must be one; there may
+    alone: tuple[str, ...] = ()  # what may be all there is
+    in_block: bool = False  # the layer is no module of its own: other keys lie beside its own
+    one_layer: bool = False  # fc2 may be missing
+    squeeze: str | None = None  # the 1x1 convolution in the place of the pools
     weight: str = "weight"
     options: Mapping[str, Any] = {}
 

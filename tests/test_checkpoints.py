@@ -1,4 +1,5 @@
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 import cbam_triton
 from cbam_triton import CBAM, convert_state_dict
+from cbam_triton.checkpoint_formats import FORMATS
 from cbam_triton.checkpoints import find_cbam
 
 from . import zoo
@@ -271,6 +273,23 @@ def test_a_prefix_selects_a_layer(prefix):
         for spelled in (prefix, f"{prefix}."):
             layer = CBAM.from_state_dict(network.state_dict(), prefix=spelled).eval()
             torch.testing.assert_close(layer(x), module(x))
+
+
+def test_every_layer_of_a_model_is_swapped_as_the_documentation_does_it():
+    model = nn.Sequential(zoo.Jongchan(8, 2, K=3), nn.Sequential(zoo.Timm(8, 1, K=3), zoo.ExternalAttention(8, 1, K=5)))
+    model, x = model.double().eval(), input_of("", 8)
+    with cbam_triton.settings(backend="reference"), torch.no_grad():
+        expected = model(x)
+        state = model.state_dict()
+        for name in find_cbam(state):
+            model.set_submodule(name, CBAM.from_state_dict(state, prefix=name).train(model.training))
+        assert_close(model(x), expected)
+    assert sum(isinstance(child, CBAM) for child in model.modules()) == 3
+
+
+def test_every_format_is_documented():
+    page = (Path(__file__).parent.parent / "docs" / "checkpoints.md").read_text()
+    assert all(f"| `{form.name}`" in page for form in FORMATS)
 
 
 @settings(max_examples=40)
