@@ -180,8 +180,13 @@ def refined(
     if mlp is not None:
         check_mlp(x, *mlp)
     relu = activation == "relu"
+    if variant.arrangement == "spatial_first" and mlp is not None and conv_weight is not None:
+        # Each gate by its own launch: the kernels pool the channels first.
+        alone = variant._replace(arrangement="channel_first")
+        x = refined(x, None, conv_weight, conv_bias, norm, variant=alone, descriptor=descriptor)
+        return refined(x, mlp, None, residual=residual, activation=activation, variant=alone)
     usual = x.ndim == 4 and variant == DEFAULT and (mlp is None or (mlp[0].shape[0] > 0 and mlp[2] is not None))
-    if _kernels_run(x, conv_weight) and descriptor is None and (usual or _kernels_know(x, mlp, variant)):
+    if _kernels_run(x, conv_weight) and descriptor is None and (usual or _kernels_know(variant)):
         if usual:
             y = _run_kernels(x, mlp or _NO_MLP, conv_weight, conv_bias, norm, residual, relu)
         else:
@@ -204,7 +209,12 @@ def gates(
     check_x(x)
     check_conv(x, conv_weight, conv_bias, None if descriptor is not None else variant.maps)
     check_mlp(x, *mlp)
-    by_kernels = _kernels_run(x, conv_weight) and descriptor is None and _kernels_know(x, mlp, variant)
+    by_kernels = (
+        _kernels_run(x, conv_weight)
+        and descriptor is None
+        and variant.arrangement != "spatial_first"
+        and _kernels_know(variant)
+    )
     if by_kernels and not _gradient_needed(x, (*mlp, conv_weight, conv_bias)):
         from . import ops
 
@@ -261,8 +271,8 @@ def _canonical(mlp: Mlp, conv_weight: Tensor | None, variant: Variant) -> tuple[
     return (fc1_weight, fc1_bias, fc2_weight, fc2_bias), conv_weight
 
 
-def _kernels_know(x: Tensor, mlp: Mlp | None, variant: Variant) -> bool:
-    return x.ndim == 4 and variant == DEFAULT and (mlp is None or mlp[2] is not None)
+def _kernels_know(variant: Variant) -> bool:
+    return not {"lp", "lse"} & set(variant.channel_pools)
 
 
 def _run_kernels(

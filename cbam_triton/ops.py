@@ -132,8 +132,8 @@ def cbam_training(
     batch_norm: bool,
     relu: bool,
     schedule: str,
-    variant: str = "",
-    planes: int = 1,
+    variant: str,
+    planes: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(y, the seven of `call.Kept`, mean, var): y as `cbam`, and what its backward needs; what there is not is empty.
 
@@ -151,18 +151,9 @@ def cbam_training(
 
 
 @cbam_training.register_fake
-def _(
-    x: Tensor,
-    residual: Tensor | None,
-    fc1_weight: Tensor | None,
-    fc1_bias: Tensor | None,
-    fc2_weight: Tensor | None,
-    fc2_bias: Tensor | None,
-    conv_weight: Tensor | None,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    kept = places(x, fc1_weight, conv_weight)
-    batch_norm = rest[6]  # after a bias, the norm and its eps
+def _(x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    *parameters, norm_eps, batch_norm, _, _, variant, planes = rest
+    kept = places(x, Weights._make([*parameters, norm_eps, variant, planes]))
     statistics = [x.new_empty(1, dtype=accumulator(x.dtype)) if batch_norm else None for _ in range(2)]
     return layout.output_like(x), *(_or_empty(tensor, x) for tensor in (*kept, *statistics))
 
@@ -187,8 +178,8 @@ def cbam_backward(
     batch_norm: bool,
     needed: Sequence[bool],
     schedule: str,
-    variant: str = "",
-    planes: int = 1,
+    variant: str,
+    planes: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, the residual, both layers of the MLP, the convolution and the norm, each a weight and a bias.
 

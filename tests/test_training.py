@@ -185,5 +185,5 @@ def test_the_training_operator_passes_the_operator_check(R, K, batch_norm, relu,
     x = normal((2, 8, 3, 5), memory_format=memory_format, device=device).requires_grad_()
     parameters = [tensor if tensor is None else tensor.requires_grad_() for tensor in weights[:8]]
     residual = normal(x.shape, memory_format=memory_format, device=device, seed=3).requires_grad_() if relu else None
-    arguments = (x, residual, *parameters, *weights[8:10], 1e-5, batch_norm, relu, "staged")
+    arguments = (x, residual, *parameters, *weights[8:10], 1e-5, batch_norm, relu, "staged", "", 1)
     torch.library.opcheck(ops.cbam_training, arguments)

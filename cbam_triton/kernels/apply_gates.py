@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
-from .spatial_gate import map_lead, map_size, normed
-from .tiles import fold_sum, known_multiple
+from .spatial_gate import across_planes, gradient_lead, gradient_size, lead_and_gap, normed, padding_at
+from .tiles import fold_sum, gate_of, gate_slope, known_multiple
 
 
 @triton.jit
@@ -65,13 +65,13 @@ def logit_gradient_tile(
     y_ptr, dr_ptr,  # one sample: C P with the same strides; None without ReLU
     gate_ptr,  # one sample: C, or None for a gate of ones
     z_ptr,  # one sample: P; the logits with a norm, else the gate
-    dz_ptr,  # one sample: map_size
+    dz_ptr,  # one sample: gradient_size
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
-    tile, C, P, W,
+    tile, C, P, W, plane,
     x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, y_stride_c, y_stride_p,
-    RADIUS: tl.constexpr, NORM_EPS: tl.constexpr,
+    K: tl.constexpr, DIMS: tl.constexpr, NORM_EPS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, KEEP: tl.constexpr, VEC: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
     """dz[p] = s (1 - s) sum_c dr x g, the gradient of the normed logit; the zeros before and after it too.
 
@@ -122,12 +122,13 @@ def logit_gradient_tile(
         total += fold_sum(tl.where(inside, x, 0.0), 0, KEEP, CHANNELS_LAST)
     s = tl.load(z_ptr + p, mask=inside_p, other=0.0)
     if norm_mean_ptr is not None:
-        s = tl.sigmoid(normed(s, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
-    lead = map_lead(W, RADIUS)
-    tl.store(dz_ptr + lead + p, tl.sum(total, 0) * s * (1 - s), mask=inside_p)
+        s = gate_of(normed(s, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC), HARD)
+    lead, gap = lead_and_gap(plane, W, K, DIMS)
+    dz_ptrs = dz_ptr + (gradient_lead(lead) + across_planes(p, plane, gap, DIMS))
+    tl.store(dz_ptrs, tl.sum(total, 0) * gate_slope(s, HARD), mask=inside_p)
     if tile == 0:
         zeros = tl.zeros([BLOCK_P], ACC)
-        for i0 in range(0, map_size(P, W, RADIUS) - P, BLOCK_P):
+        count = gradient_size(P, plane, W, K, DIMS) - P
+        for i0 in range(0, count, BLOCK_P):
             i = i0 + tl.arange(0, BLOCK_P)
-            i = tl.where(i < lead, i, i + P)
-            tl.store(dz_ptr + i, zeros, mask=i < map_size(P, W, RADIUS))
+            tl.store(dz_ptr + padding_at(i, gradient_lead(lead), gap, P, plane), zeros, mask=i < count)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..layout import ACCESS_BYTES
+from ..variant import decoded
 from .config import Problem, Sizes
 from .device import facts
 from .plan import Override, Plan, plan
@@ -17,9 +18,9 @@ class Weights(NamedTuple):
 
     fc1_weight: Tensor | None  # R C
     fc1_bias: Tensor | None  # R
-    fc2_weight: Tensor | None  # C R
+    fc2_weight: Tensor | None  # C R; None also for an MLP of one layer
     fc2_bias: Tensor | None  # C
-    conv_weight: Tensor | None  # 1 2 K K
+    conv_weight: Tensor | None  # 1 M K K; as many K as there are axes of pixels
     conv_bias: Tensor | None  # 1
     norm_weight: Tensor | None = None  # 1
     norm_bias: Tensor | None = None  # 1
@@ -28,6 +29,11 @@ class Weights(NamedTuple):
     norm_eps: float = 0.0
     variant: str = ""  # `Variant.code`
     planes: int = 1  # of x (N C H W), one below the other: the depth of three-dimensional maps
+
+    @property
+    def dims(self) -> int:
+        """Axes of pixels."""
+        return 2 if self.conv_weight is None else self.conv_weight.ndim - 2
 
 
 class Kept(NamedTuple):
@@ -40,7 +46,7 @@ class Kept(NamedTuple):
     pools: Tensor | None = None  # N 2 C: average and maximum over the pixels
     channel_argmax: Tensor | None = None  # N C: the pixel of each channel's maximum
     preactivation: Tensor | None = None  # N 2 R: the MLP's hidden vectors before ReLU
-    pool: Tensor | None = None  # N H W 2: mean and maximum over the channels, in x's dtype
+    pool: Tensor | None = None  # N H W M: mean and maximum over the channels, in x's dtype
     spatial_argmax: Tensor | None = None  # N H W: the channel of each pixel's maximum
     z: Tensor | None = None  # N 1 H W: the convolution's output, before the norm; without a norm the gate
 
@@ -96,6 +102,26 @@ class Call(NamedTuple):
     relu: bool = False
     kept: Kept = Kept()
 
+    @property
+    def parallel(self) -> bool:
+        """Whether both gates are of x."""
+        return self.plan.constants["PARALLEL"]
+
+    @property
+    def lead_and_gap(self) -> tuple[int, int]:
+        """What `spatial_gate.lead_and_gap` computes on the device."""
+        _, _, H, W = self.x.shape
+        radius, dims = self.plan.problem.K // 2, self.plan.problem.dims
+        gap = 2 * radius * W if dims > 1 else 0
+        before = radius * (H // self.weights.planes * W + gap) if dims > 2 else 0
+        return before + gap // 2, gap
+
+    @property
+    def padded_size(self) -> int:
+        """What `spatial_gate.padded_size` computes on the device."""
+        lead, gap = self.lead_and_gap
+        return self.plan.problem.P + 2 * lead + (self.weights.planes - 1) * gap
+
     def empty(self, size: int) -> Tensor:
         """Scratch."""
         return torch.empty(size, dtype=self.plan.acc, device=self.x.device)
@@ -110,19 +136,22 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def places(x: Tensor, fc1_weight: Tensor | None, conv_weight: Tensor | None) -> Kept:
-    """Memory for what a backward needs, by which parameters there are."""
+def places(x: Tensor, weights: Weights) -> Kept:
+    """Memory for what a backward needs."""
     N, C, H, W = x.shape
-    acc, device = accumulator(x.dtype), x.device
+    acc, device, variant = accumulator(x.dtype), x.device, decoded(weights.variant)
     gate = pools = channel_argmax = preactivation = pool = spatial_argmax = z = None
-    if fc1_weight is not None:
+    if weights.fc1_weight is not None:
         gate = torch.empty((N, C), dtype=acc, device=device)
         pools = torch.empty((N, 2, C), dtype=acc, device=device)
-        channel_argmax = torch.empty((N, C), dtype=_index_dtype(H * W), device=device)
-        preactivation = torch.empty((N, 2, fc1_weight.shape[0]), dtype=acc, device=device)
-    if conv_weight is not None:
-        pool = torch.empty((N, H, W, 2), dtype=x.dtype, device=device)
-        spatial_argmax = torch.empty((N, H, W), dtype=_index_dtype(C), device=device)
+        if "max" in variant.channel_pools:
+            channel_argmax = torch.empty((N, C), dtype=_index_dtype(H * W), device=device)
+        if weights.fc2_weight is not None:
+            preactivation = torch.empty((N, 2, weights.fc1_weight.shape[0]), dtype=acc, device=device)
+    if weights.conv_weight is not None:
+        pool = torch.empty((N, H, W, variant.maps), dtype=x.dtype, device=device)
+        if "max" in variant.spatial_pools:
+            spatial_argmax = torch.empty((N, H, W), dtype=_index_dtype(C), device=device)
         z = torch.empty((N, 1, H, W), dtype=acc, device=device)
     return Kept(gate, pools, channel_argmax, preactivation, pool, spatial_argmax, z)
 
@@ -151,6 +180,8 @@ def plan_of(
         facts(x.device),
         override,
         backward,
+        weights.dims,
+        weights.variant,
     )
 
 

@@ -4,74 +4,102 @@ import triton
 import triton.language as tl
 
 from .signals import publish
-from .tiles import fold_sum, known_multiple, rounded_product
+from .tiles import fold_sum, gate_of, gate_slope, known_multiple, rounded_product
 
 
 @triton.jit
 def channel_mlp_tile(
     hidden_ptr,  # one sample: BLOCKS 2 R
     fc1_bias_ptr,  # R or None
-    fc2_weight_ptr,  # C R
+    fc2_weight_ptr,  # C R, or None for an MLP of one layer, then R = C
     fc2_bias_ptr,  # C or None
     gate_ptr,  # one sample: C
     preactivation_ptr,  # one sample: 2 R, or None
     c_begin, c_end, C, R, BLOCKS,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, ACC: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
-    """g[c] = sigmoid(W1 (relu(za) + relu(zm)) + 2 b1) for c in [c_begin, c_end).
+    """g[c] = gate(W1 (relu(za) + relu(zm)) + 2 b1) for c in [c_begin, c_end).
 
     One program owns these channels of one sample. The partial sums are added in a fixed order; for a backward to come
-    za and zm are kept in `preactivation`.
+    za and zm are kept in `preactivation`. Of one pool there is one z, and b1 once; with "half" there is one z too, of
+    the half of both pools' sum. With one layer g = gate(za + zm).
     """
+    HALF: tl.constexpr = CHANNEL_POOLS == "half"
+    AVG: tl.constexpr = CHANNEL_POOLS != "max"
+    MAX: tl.constexpr = CHANNEL_POOLS != "avg"
     r = tl.arange(0, BLOCK_R)
     inside_r = r < R
     za = tl.zeros([BLOCK_R], ACC)
     zm = tl.zeros([BLOCK_R], ACC)
-    if fc1_bias_ptr is not None:
-        za += tl.load(fc1_bias_ptr + r, mask=inside_r, other=0.0).to(ACC)
-        zm += tl.load(fc1_bias_ptr + r, mask=inside_r, other=0.0).to(ACC)
     for t0 in range(0, BLOCKS, BLOCK_T):
         t = t0 + tl.arange(0, BLOCK_T)
         hidden_ptrs = hidden_ptr + (t[:, None] * (2 * R) + r[None, :])
         inside = (t < BLOCKS)[:, None] & inside_r[None, :]
-        za += tl.sum(tl.load(hidden_ptrs, mask=inside, other=0.0), 0)
-        zm += tl.sum(tl.load(hidden_ptrs + R, mask=inside, other=0.0), 0)
+        if AVG:
+            za += tl.sum(tl.load(hidden_ptrs, mask=inside, other=0.0), 0)
+        if MAX:
+            zm += tl.sum(tl.load(hidden_ptrs + R, mask=inside, other=0.0), 0)
+    if HALF:
+        za = 0.5 * za + 0.5 * zm
+    if fc1_bias_ptr is not None:
+        bias = tl.load(fc1_bias_ptr + r, mask=inside_r, other=0.0).to(ACC)
+        if AVG:
+            za += bias
+        if MAX and not HALF:
+            zm += bias
     if preactivation_ptr is not None:
         if c_begin == 0:
-            tl.store(preactivation_ptr + r, za, mask=inside_r)
-            tl.store(preactivation_ptr + R + r, zm, mask=inside_r)
-    # Not tl.maximum(za, 0.): a NaN must stay.
-    h = tl.where(za < 0, 0.0, za) + tl.where(zm < 0, 0.0, zm)
-    for c0 in range(c_begin, c_end, BLOCK_C):
-        c = c0 + tl.arange(0, BLOCK_C)
-        inside_c = c < c_end
-        inside = inside_c[:, None] & inside_r[None, :]
-        weight = tl.load(fc2_weight_ptr + (c[:, None] * R + r[None, :]), mask=inside, other=0.0).to(ACC)
-        q = tl.sum(rounded_product(weight, h[None, :]), 1)
-        if fc2_bias_ptr is not None:
-            q += 2 * tl.load(fc2_bias_ptr + c, mask=inside_c, other=0.0).to(ACC)
-        tl.store(gate_ptr + c, tl.sigmoid(q), mask=inside_c)
+            if AVG:
+                tl.store(preactivation_ptr + r, za, mask=inside_r)
+            if MAX and not HALF:
+                tl.store(preactivation_ptr + R + r, zm, mask=inside_r)
+    if fc2_weight_ptr is None:
+        if MAX and not HALF:
+            za += zm
+        tl.store(gate_ptr + r, gate_of(za, HARD), mask=(r >= c_begin) & (r < c_end))
+    else:
+        # Not tl.maximum(za, 0.): a NaN must stay.
+        h = tl.where(za < 0, 0.0, za)
+        if MAX and not HALF:
+            h += tl.where(zm < 0, 0.0, zm)
+        for c0 in range(c_begin, c_end, BLOCK_C):
+            c = c0 + tl.arange(0, BLOCK_C)
+            inside_c = c < c_end
+            inside = inside_c[:, None] & inside_r[None, :]
+            weight = tl.load(fc2_weight_ptr + (c[:, None] * R + r[None, :]), mask=inside, other=0.0).to(ACC)
+            q = tl.sum(rounded_product(weight, h[None, :]), 1)
+            if fc2_bias_ptr is not None:
+                q += (2 if CHANNEL_POOLS == "avg+max" else 1) * tl.load(fc2_bias_ptr + c, mask=inside_c, other=0.0).to(
+                    ACC
+                )
+            tl.store(gate_ptr + c, gate_of(q, HARD), mask=inside_c)
 
 
 @triton.jit
-def _gate_gradient(x, d, s_ptr, dmaps_ptr, argmax_ptr, c, p, inside_p, P, ACC: tl.constexpr):
-    """x (d s + E): its sum over the pixels is the gradient of the channel gate."""
+def _gate_gradient(
+    x, d, s_ptr, dmaps_ptr, argmax_ptr, c, p, inside_p, P, ACC: tl.constexpr, PARALLEL: tl.constexpr,
+):  # fmt: skip
+    """x (d s + E): its sum over the pixels is the gradient of the channel gate; with PARALLEL there is no E in it."""
     d = d.to(ACC)
     if dmaps_ptr is not None:
-        s = tl.load(s_ptr + p, mask=inside_p)
-        low = tl.load(dmaps_ptr + p, mask=inside_p)
-        high = tl.load(dmaps_ptr + P + p, mask=inside_p)
-        at = tl.load(argmax_ptr + p, mask=inside_p).to(tl.int32)
-        d = d * s[None, :] + tl.where(c[:, None] == at[None, :], high[None, :], low[None, :])
+        d = d * tl.load(s_ptr + p, mask=inside_p)[None, :]
+        if not PARALLEL:
+            e = tl.load(dmaps_ptr + p, mask=inside_p)[None, :]
+            if argmax_ptr is not None:
+                high = tl.load(dmaps_ptr + P + p, mask=inside_p)
+                at = tl.load(argmax_ptr + p, mask=inside_p).to(tl.int32)
+                e = tl.where(c[:, None] == at[None, :], high[None, :], e)
+            d += e
     return x.to(ACC) * d
 
 
 @triton.jit
 def channel_gradient_tile(
     x_ptr, d_ptr,  # one sample: C P; d is the gradient of x * g * s
-    s_ptr, dmaps_ptr, argmax_ptr,  # one sample: P, 2 P, P; None without spatial attention
+    s_ptr, dmaps_ptr, argmax_ptr,  # one sample: P, 2 P, P; None without spatial attention, the last also without a max
     gate_ptr,  # one sample: C
-    fc2_weight_ptr,  # C R
+    fc2_weight_ptr,  # C R, or None for an MLP of one layer
     partial_ptr,  # one sample: BLOCKS CHUNKS BLOCK_C, scratch
     partial_done_ptr,  # one sample: BLOCKS, counters
     dq_ptr,  # one sample: C
@@ -79,9 +107,9 @@ def channel_gradient_tile(
     tile, chunks, chunk, C, P, R,
     x_stride_c, x_stride_p, d_stride_c, d_stride_p,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr, KEEP: tl.constexpr, VEC: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, HARD: tl.constexpr, PARALLEL: tl.constexpr,
 ):  # fmt: skip
-    """dq[c] = g (1 - g) sum_p x (d s + E), and this block's share of dh = dq W1.
+    """dq[c] = g (1 - g) sum_p x (d s + E), and this block's share of dh = dq W1, which with one layer is dq.
 
     One program owns BLOCK_C channels of one chunk of pixels, as in the channel pool; the last of a block's chunks to
     finish goes on. Returns whether this was the last.
@@ -102,7 +130,7 @@ def channel_gradient_tile(
         x_ptrs += BLOCK_P * x_stride_p
         d = tl.load(d_ptrs, mask=inside_c[:, None])
         d_ptrs += BLOCK_P * d_stride_p
-        product = _gate_gradient(x, d, s_ptr, dmaps_ptr, argmax_ptr, c, p0 + p, None, P, ACC)
+        product = _gate_gradient(x, d, s_ptr, dmaps_ptr, argmax_ptr, c, p0 + p, None, P, ACC, PARALLEL)
         totals += fold_sum(product, 1, KEEP, not CHANNELS_LAST)
     rest = known_multiple((p_end - p_begin) % BLOCK_P, 1 if CHANNELS_LAST else VEC)
     if rest > 0:
@@ -111,7 +139,7 @@ def channel_gradient_tile(
         x = tl.load(x_ptrs, mask=inside, other=0.0)
         d = tl.load(d_ptrs, mask=inside, other=0.0)
         p += p_end - p_begin - rest
-        product = _gate_gradient(x, d, s_ptr, dmaps_ptr, argmax_ptr, c, p, inside_p, P, ACC)
+        product = _gate_gradient(x, d, s_ptr, dmaps_ptr, argmax_ptr, c, p, inside_p, P, ACC, PARALLEL)
         product = tl.where(inside, product, 0.0)
         totals += fold_sum(product, 1, KEEP, not CHANNELS_LAST)
     total = tl.sum(totals, 1)
@@ -128,31 +156,36 @@ def channel_gradient_tile(
                 total += tl.load(partial_ptr + i * BLOCK_C + lane)
     if finished:
         g = tl.load(gate_ptr + c, mask=inside_c, other=0.0)
-        dq = tl.where(inside_c, rounded_product(total * g, 1 - g), 0.0)
+        dq = tl.where(inside_c, rounded_product(total, gate_slope(g, HARD)), 0.0)
         tl.store(dq_ptr + c, dq, mask=inside_c)
-        dh_ptr += block * R
-        for r0 in range(0, R, BLOCK_R):
-            r = r0 + tl.arange(0, BLOCK_R)
-            inside_w = inside_c[:, None] & (r < R)[None, :]
-            weight = tl.load(fc2_weight_ptr + (c[:, None] * R + r[None, :]), mask=inside_w, other=0.0).to(ACC)
-            tl.store(dh_ptr + r, tl.sum(rounded_product(weight, dq[:, None]), 0), mask=r < R)
+        if fc2_weight_ptr is not None:
+            dh_ptr += block * R
+            for r0 in range(0, R, BLOCK_R):
+                r = r0 + tl.arange(0, BLOCK_R)
+                inside_w = inside_c[:, None] & (r < R)[None, :]
+                weight = tl.load(fc2_weight_ptr + (c[:, None] * R + r[None, :]), mask=inside_w, other=0.0).to(ACC)
+                tl.store(dh_ptr + r, tl.sum(rounded_product(weight, dq[:, None]), 0), mask=r < R)
     return finished
 
 
 @triton.jit
 def mlp_gradient_tile(
     dh_ptr,  # one sample: BLOCKS R
-    preactivation_ptr,  # one sample: 2 R; za and zm
+    preactivation_ptr,  # one sample: 2 R; za and zm; None for an MLP of one layer
     fc1_weight_ptr,  # R C
     hidden_ptr,  # one sample: 3 R
     dpools_ptr,  # one sample: 2 C
     c_begin, c_end, C, P, R, BLOCKS,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, ACC: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr,
 ):  # fmt: skip
     """dpools = (da / P, dm), the gradients that avg and max hand to their pixels; hidden = (dza, dzm, h).
 
     One program owns the channels in [c_begin, c_end) of one sample. The shares are added in a fixed order.
     """
+    HALF: tl.constexpr = CHANNEL_POOLS == "half"
+    AVG: tl.constexpr = CHANNEL_POOLS != "max"
+    MAX: tl.constexpr = CHANNEL_POOLS != "avg"
     r = tl.arange(0, BLOCK_R)
     inside_r = r < R
     dh = tl.zeros([BLOCK_R], ACC)
@@ -160,18 +193,32 @@ def mlp_gradient_tile(
         t = t0 + tl.arange(0, BLOCK_T)
         inside = (t < BLOCKS)[:, None] & inside_r[None, :]
         dh += tl.sum(tl.load(dh_ptr + (t[:, None] * R + r[None, :]), mask=inside, other=0.0), 0)
-    za = tl.load(preactivation_ptr + r, mask=inside_r, other=0.0)
-    zm = tl.load(preactivation_ptr + R + r, mask=inside_r, other=0.0)
-    dza = tl.where(za <= 0, 0.0, dh)
-    dzm = tl.where(zm <= 0, 0.0, dh)
+    dza, dzm, h = dh, dh, dh
+    if preactivation_ptr is not None:
+        if AVG:
+            za = tl.load(preactivation_ptr + r, mask=inside_r, other=0.0)
+            dza = tl.where(za <= 0, 0.0, dh)
+            h = tl.where(za < 0, 0.0, za)
+        if MAX and not HALF:
+            zm = tl.load(preactivation_ptr + R + r, mask=inside_r, other=0.0)
+            dzm = tl.where(zm <= 0, 0.0, dh)
+            active = tl.where(zm < 0, 0.0, zm)
+            h = h + active if AVG else active
+    if HALF:
+        dza *= 0.5
+        dzm = dza
     if c_begin == 0:
-        tl.store(hidden_ptr + r, dza, mask=inside_r)
-        tl.store(hidden_ptr + R + r, dzm, mask=inside_r)
-        tl.store(hidden_ptr + 2 * R + r, tl.where(za < 0, 0.0, za) + tl.where(zm < 0, 0.0, zm), mask=inside_r)
+        if AVG:
+            tl.store(hidden_ptr + r, dza, mask=inside_r)
+        if MAX:
+            tl.store(hidden_ptr + R + r, dzm, mask=inside_r)
+        tl.store(hidden_ptr + 2 * R + r, h, mask=inside_r)
     for c0 in range(c_begin, c_end, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
         inside_c = c < c_end
         inside = inside_r[:, None] & inside_c[None, :]
         weight = tl.load(fc1_weight_ptr + (r[:, None] * C + c[None, :]), mask=inside, other=0.0).to(ACC)
-        tl.store(dpools_ptr + c, tl.sum(rounded_product(weight, dza[:, None]), 0) / P, mask=inside_c)
-        tl.store(dpools_ptr + C + c, tl.sum(rounded_product(weight, dzm[:, None]), 0), mask=inside_c)
+        if AVG:
+            tl.store(dpools_ptr + c, tl.sum(rounded_product(weight, dza[:, None]), 0) / P, mask=inside_c)
+        if MAX:
+            tl.store(dpools_ptr + C + c, tl.sum(rounded_product(weight, dzm[:, None]), 0), mask=inside_c)

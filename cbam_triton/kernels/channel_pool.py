@@ -21,20 +21,23 @@ def channel_pool_tile(
     partial_ptr,  # one sample: BLOCKS CHUNKS 3 BLOCK_C, scratch
     partial_done_ptr,  # one sample: BLOCKS, counters
     hidden_ptr,  # one sample: BLOCKS 2 R
-    pools_ptr, argmax_ptr,  # one sample: 2 C, C; both or neither
+    pools_ptr, argmax_ptr,  # one sample: 2 C, C; kept or None
     tile, chunks, chunk, C, P, R,
     x_stride_c, x_stride_p,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr, KEEP: tl.constexpr, VEC: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, CHANNEL_POOLS: tl.constexpr,
 ):  # fmt: skip
     """avg[c], max[c] over all pixels, and hidden = (W0 avg, W0 max) summed over this block of channels.
 
     For a backward to come, avg and max are kept in `pools` and the first pixel that has the maximum in `argmax`: the
-    loop notes for each running maximum only which block of pixels it is from, the rest is looked up at the end.
+    loop notes for each running maximum only which block of pixels it is from, the rest is looked up at the end. What
+    CHANNEL_POOLS ("avg", "max", or else both) leaves out is neither computed nor stored.
     One program owns BLOCK_C channels of one chunk of pixels; the last of a block's chunks to finish goes on to the
     hidden layer. Returns whether this was the last.
     """
-    TRACK: tl.constexpr = argmax_ptr is not None
+    AVG: tl.constexpr = CHANNEL_POOLS != "max"
+    MAX: tl.constexpr = CHANNEL_POOLS != "avg"
+    TRACK: tl.constexpr = MAX and argmax_ptr is not None
     GROUP: tl.constexpr = BLOCK_P // KEEP
     SAME_BITS: tl.constexpr = tl.int64 if tl.float64 == ACC else tl.int32
     block = tile // chunks
@@ -50,20 +53,24 @@ def channel_pool_tile(
     for p0 in range(p_begin, p_end - BLOCK_P + 1, BLOCK_P):
         x = tl.load(x_ptrs, mask=inside_c[:, None]).to(ACC)
         x_ptrs += BLOCK_P * x_stride_p
-        totals += fold_sum(x, 1, KEEP, not CHANNELS_LAST)
-        x = fold_max(x, 1, KEEP, not CHANNELS_LAST)
-        if TRACK:
-            starts = tl.where(x > largests, p0, starts)
-        largests = maximum(largests, x)
+        if AVG:
+            totals += fold_sum(x, 1, KEEP, not CHANNELS_LAST)
+        if MAX:
+            x = fold_max(x, 1, KEEP, not CHANNELS_LAST)
+            if TRACK:
+                starts = tl.where(x > largests, p0, starts)
+            largests = maximum(largests, x)
     rest = known_multiple((p_end - p_begin) % BLOCK_P, 1 if CHANNELS_LAST else VEC)
     if rest > 0:
         inside_p = (p < rest)[None, :]
         x = tl.load(x_ptrs, mask=inside_c[:, None] & inside_p, other=0.0).to(ACC)
-        totals += fold_sum(x, 1, KEEP, not CHANNELS_LAST)
-        x = fold_max(tl.where(inside_p, x, float("-inf")), 1, KEEP, not CHANNELS_LAST)
-        if TRACK:
-            starts = tl.where(x > largests, p_end - rest, starts)
-        largests = maximum(largests, x)
+        if AVG:
+            totals += fold_sum(x, 1, KEEP, not CHANNELS_LAST)
+        if MAX:
+            x = fold_max(tl.where(inside_p, x, float("-inf")), 1, KEEP, not CHANNELS_LAST)
+            if TRACK:
+                starts = tl.where(x > largests, p_end - rest, starts)
+            largests = maximum(largests, x)
     total = tl.sum(totals, 1)
     largest = reduce_max(largests, 1)
     start = first_group(largests, largest, starts, 1, KEEP, GROUP, P) if TRACK else None
@@ -93,9 +100,12 @@ def channel_pool_tile(
     if finished:
         avg = tl.where(inside_c, total / P, 0.0)
         max = tl.where(inside_c, largest, 0.0)
+        if pools_ptr is not None:
+            if AVG:
+                tl.store(pools_ptr + c, avg, mask=inside_c)
+            if MAX:
+                tl.store(pools_ptr + C + c, max, mask=inside_c)
         if TRACK:
-            tl.store(pools_ptr + c, avg, mask=inside_c)
-            tl.store(pools_ptr + C + c, max, mask=inside_c)
             first = _first_pixel(x_ptr, largest, start, c, inside_c, P, x_stride_c, x_stride_p, GROUP, INDEX, ACC)
             tl.store(argmax_ptr + c, first.to(argmax_ptr.dtype.element_ty), mask=inside_c)
         hidden_ptr += block * (2 * R)
@@ -103,8 +113,10 @@ def channel_pool_tile(
             r = r0 + tl.arange(0, BLOCK_R)
             inside = (r < R)[:, None] & inside_c[None, :]
             weight = tl.load(fc1_weight_ptr + (r[:, None] * C + c[None, :]), mask=inside, other=0.0).to(ACC)
-            tl.store(hidden_ptr + r, tl.sum(rounded_product(weight, avg[None, :]), 1), mask=r < R)
-            tl.store(hidden_ptr + R + r, tl.sum(rounded_product(weight, max[None, :]), 1), mask=r < R)
+            if AVG:
+                tl.store(hidden_ptr + r, tl.sum(rounded_product(weight, avg[None, :]), 1), mask=r < R)
+            if MAX:
+                tl.store(hidden_ptr + R + r, tl.sum(rounded_product(weight, max[None, :]), 1), mask=r < R)
     return finished
 
 

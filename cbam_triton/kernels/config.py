@@ -29,6 +29,12 @@ class Problem(NamedTuple):
     vec: int  # elements of the widest access
     channels_last: bool
     backward: bool = False
+    dims: int = 2  # axes of pixels
+
+    @property
+    def tap_rows(self) -> int:
+        """Rows of the convolution's taps."""
+        return self.K ** (self.dims - 1)
 
 
 class Config(NamedTuple):
@@ -240,7 +246,7 @@ def tap_chunks(problem: Problem) -> int:
 
 def map_tiles(problem: Problem, sizes: Sizes, taps: bool = True) -> int:
     """Programs a sample that go back through the convolution: to the maps, with `taps` to its weight too."""
-    return _divide(problem.P, sizes["MAP_P"]) + (tap_chunks(problem) * problem.K if taps else 0)
+    return _divide(problem.P, sizes["MAP_P"]) + (tap_chunks(problem) * problem.tap_rows if taps else 0)
 
 
 def backward_tiles(problem: Problem, sizes: Sizes, taps: bool = True, logits: bool = True) -> int:

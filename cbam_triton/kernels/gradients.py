@@ -41,7 +41,7 @@ class _Backward(NamedTuple):
     dx: Tensor | None
     s: Tensor | None  # N P
     dmaps: Tensor | None  # N 2 P
-    dz: Tensor | None  # N map_size
+    dz: Tensor | None  # N gradient_size
     share: Tensor | None  # N chunks share_size
     dq: Tensor | None  # N C
     hidden: Tensor | None  # N 3 R
@@ -126,9 +126,10 @@ def _prepared(call: Call, dy: Tensor, needed: Needed) -> _Backward:
     if problem.K:
         s = call.kept.z if call.weights.norm_mean is None else call.empty(N * H * W)
         dmaps = call.empty(N * 2 * H * W)
-        dz = call.empty(N * _map_size(H * W, W, problem.K // 2))
+        dz = call.empty(N * _gradient_size(call))
         if needed.conv:
-            size = 2 * problem.K * plan.constants["BLOCK_K"] + 8  # spatial_gate.share_size
+            taps = call.weights.conv_weight.shape[1] * problem.tap_rows * plan.constants["BLOCK_K"]  # pyright: ignore[reportOptionalMemberAccess]
+            size = taps + 8  # spatial_gate.share_size
             share = call.empty(N * table.tap_chunks(problem) * size)
     if problem.R:
         dq, hidden = call.empty(N * C), call.empty(N * 3 * problem.R)
@@ -145,14 +146,14 @@ def _aligned(dy: Tensor, strides: tuple[int, int, int], plan: Plan) -> bool:
     return unit == 1 and other % vec == 0 and (strides[0] % vec == 0 or dy.shape[0] == 1) and at_once
 
 
-def _map_lead(W: int, radius: int) -> int:
-    """What `spatial_gate.map_lead` computes on the device."""
-    return -(-radius * W // 8) * 8
+def _gradient_lead(call: Call) -> int:
+    """What `spatial_gate.gradient_lead` computes on the device."""
+    return -(-call.lead_and_gap[0] // 8) * 8
 
 
-def _map_size(P: int, W: int, radius: int) -> int:
-    """What `spatial_gate.map_size` computes on the device."""
-    return -(-(_map_lead(W, radius) + P + radius * W) // 8) * 8
+def _gradient_size(call: Call) -> int:
+    """What `spatial_gate.gradient_size` computes on the device."""
+    return -(-(_gradient_lead(call) - call.lead_and_gap[0] + call.padded_size) // 8) * 8
 
 
 def _logit_gradient(run: _Backward) -> None:
@@ -160,7 +161,7 @@ def _logit_gradient(run: _Backward) -> None:
     launch(
         call, logit_gradient_kernel, ("SPATIAL",), table.spatial_tiles,
         call.x, run.dy, call.y, run.dr, call.kept.gate, call.kept.z, run.dz, *call.weights[6:10],
-        *call.plan.strides[:3], *run.dy_strides, *call.plan.strides[3:], *call.x.shape,
+        *call.plan.strides[:3], *run.dy_strides, *call.plan.strides[3:], *call.x.shape, call.weights.planes,
         NORM_EPS=call.weights.norm_eps, DY_ALIGNED=run.dy_aligned,
     )  # fmt: skip
 
@@ -172,11 +173,8 @@ def _norm_gradient(run: _Backward, batch_norm: bool) -> tuple[Tensor, Tensor]:
     assert run.dz is not None
     assert weights.norm_mean is not None
     assert weights.norm_var is not None
-    N, _, H, W = z.shape
-    radius = run.call.plan.problem.K // 2
-    lead = _map_lead(W, radius)
-    z = z.view(N, H * W)
-    dz = run.dz.view(N, _map_size(H * W, W, radius))[:, lead : lead + H * W]
+    dz = _without_padding(run.call, run.dz)
+    z = z.view(dz.shape)
     slope = torch.rsqrt(weights.norm_var.to(z.dtype) + weights.norm_eps)
     normal = (z - weights.norm_mean.to(z.dtype)) * slope
     dweight = (dz * normal).sum().view(1)
@@ -186,6 +184,14 @@ def _norm_gradient(run: _Backward, batch_norm: bool) -> tuple[Tensor, Tensor]:
             slope = slope * weights.norm_weight.to(z.dtype)
         dz.sub_((dbias + normal * dweight) / z.numel()).mul_(slope)
     return dweight, dbias
+
+
+def _without_padding(call: Call, dz: Tensor) -> Tensor:
+    """The pixels of dz, N planes pixels, as a view."""
+    N, planes, gap = call.x.shape[0], call.weights.planes, call.lead_and_gap[1]
+    plane = call.plan.problem.P // planes
+    strides = (_gradient_size(call), plane + gap, 1)
+    return dz.as_strided((N, planes, plane), strides, _gradient_lead(call))
 
 
 def _wavefront(run: _Backward, given: bool) -> None:
@@ -203,7 +209,7 @@ def _wavefront(run: _Backward, given: bool) -> None:
         call.weights.fc1_weight, call.weights.fc2_weight, call.weights.conv_weight, *call.weights[6:10],
         run.dz, partial, dh, dpools, run.dmaps, run.s, run.dq, run.hidden, run.share, run.dx,
         call.zeros(1 + N * (4 + plan.blocks)),
-        *plan.strides[:3], *dy_strides, *plan.strides[3:], N, C, H, W, problem.R, plan.lag,
+        *plan.strides[:3], *dy_strides, *plan.strides[3:], N, C, H, W, call.weights.planes, problem.R, plan.lag,
         NORM_EPS=call.weights.norm_eps, GIVEN=given, DY_ALIGNED=aligned,
     )  # fmt: skip
 
@@ -220,7 +226,7 @@ def _staged(run: _Backward, needed: Needed, given: bool) -> None:
         launch(
             call, map_gradient_kernel, ("MAP",), _MAP_TILES[run.share is not None],
             run.dz, kept.z, kept.pool, weights.conv_weight, *weights[6:10], run.s, run.dmaps, run.share,
-            N, C, H, W,
+            N, C, H, W, weights.planes,
             NORM_EPS=weights.norm_eps, GIVEN=given,
         )  # fmt: skip
     if problem.R and (needed.x or needed.mlp):
@@ -231,9 +237,10 @@ def _staged(run: _Backward, needed: Needed, given: bool) -> None:
             partial, call.zeros(N * plan.blocks), run.dq, dh,
             *x_strides, *d_strides, N, C, P, problem.R, plan.blocks, D_ALIGNED=aligned,
         )  # fmt: skip
+        shares, blocks = (run.dq, 1) if weights.fc2_weight is None else (dh, plan.blocks)
         launch(
             call, mlp_gradient_kernel, ("MLP",), table.mlp_tiles,
-            dh, kept.preactivation, weights.fc1_weight, run.hidden, dpools, N, C, P, problem.R, plan.blocks,
+            shares, kept.preactivation, weights.fc1_weight, run.hidden, dpools, N, C, P, problem.R, blocks,
         )  # fmt: skip
     if needed.x:
         launch(
@@ -266,7 +273,7 @@ def _weight_gradients(run: _Backward, needed: Needed) -> list[Tensor | None]:
         return found
     N, C, _, _ = call.x.shape
     tiles = (-(-C // _TILE_C) * -(-problem.R // _TILE_R) if mlp else 0) + (
-        -(-(2 * problem.K**2 + 1) // _TILE_C) if conv else 0
+        -(-(call.weights.conv_weight.numel() + 1) // _TILE_C) if conv else 0  # pyright: ignore[reportOptionalMemberAccess]
     )
     shares = N * table.tap_chunks(problem) if conv else 0
     launch_once(

@@ -9,28 +9,43 @@ from .tiles import known_multiple
 @triton.jit
 def _input_gradient(
     d, s, low, high, spatial_at, gate_ptr, dpools_ptr, channel_argmax_ptr, c, inside_c, p, C,
+    CHANNEL_POOLS: tl.constexpr, PARALLEL: tl.constexpr,
 ):  # fmt: skip
-    """g (d s + E) + da / P + [p == argmax_p] dm; the parts of a gate that is None are left out."""
+    """g (d s + E) + da / P + [p == argmax_p] dm; the parts of a gate or a pool that there is not are left out.
+
+    With PARALLEL g d s + E + ...: the spatial maps are then of x itself.
+    """
     if s is not None:
-        d = d * s[None, :] + tl.where(c[:, None] == spatial_at[None, :], high[None, :], low[None, :])
+        d *= s[None, :]
+        e = low[None, :]
+        if high is not None:
+            e = tl.where(c[:, None] == spatial_at[None, :], high[None, :], e)
+        if not PARALLEL:
+            d += e
     if gate_ptr is not None:
         g = tl.load(gate_ptr + c, mask=inside_c)
-        mean_share = tl.load(dpools_ptr + c, mask=inside_c)
-        peak_share = tl.load(dpools_ptr + C + c, mask=inside_c)
-        channel_at = tl.load(channel_argmax_ptr + c, mask=inside_c).to(tl.int32)
-        d = d * g[:, None] + mean_share[:, None]
-        d += tl.where(p[None, :] == channel_at[:, None], peak_share[:, None], 0.0)
+        d *= g[:, None]
+        if CHANNEL_POOLS != "max":
+            d += tl.load(dpools_ptr + c, mask=inside_c)[:, None]
+        if CHANNEL_POOLS != "avg":
+            peak_share = tl.load(dpools_ptr + C + c, mask=inside_c)
+            channel_at = tl.load(channel_argmax_ptr + c, mask=inside_c).to(tl.int32)
+            d += tl.where(p[None, :] == channel_at[:, None], peak_share[:, None], 0.0)
+    if s is not None and PARALLEL:
+        d += e
     return d
 
 
 @triton.jit
 def input_gradient_tile(
     d_ptr, dx_ptr,  # one sample: C P; d is the gradient of x * g * s
-    s_ptr, dmaps_ptr, spatial_argmax_ptr,  # one sample: P, 2 P, P; None without spatial attention
-    gate_ptr, dpools_ptr, channel_argmax_ptr,  # one sample: C, 2 C, C; None without channel attention
+    # one sample: P, 2 P, P and C, 2 C, C; None without spatial and channel attention, an argmax also without a maximum
+    s_ptr, dmaps_ptr, spatial_argmax_ptr,
+    gate_ptr, dpools_ptr, channel_argmax_ptr,
     p, c_begin, c_end, C, P,
     d_stride_c, d_stride_p, dx_stride_c, dx_stride_p,
     BLOCK_C: tl.constexpr, VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr, PARALLEL: tl.constexpr,
 ):  # fmt: skip
     """dx[c,p] = g (d s + E) + da / P + [p == argmax_p] dm for c in [c_begin, c_end) and a vector of pixels p.
 
@@ -41,8 +56,9 @@ def input_gradient_tile(
     if dmaps_ptr is not None:
         s = tl.load(s_ptr + p, mask=inside_p, other=0.0)
         low = tl.load(dmaps_ptr + p, mask=inside_p, other=0.0)
-        high = tl.load(dmaps_ptr + P + p, mask=inside_p, other=0.0)
-        spatial_at = tl.load(spatial_argmax_ptr + p, mask=inside_p, other=0).to(tl.int32)
+        if spatial_argmax_ptr is not None:
+            high = tl.load(dmaps_ptr + P + p, mask=inside_p, other=0.0)
+            spatial_at = tl.load(spatial_argmax_ptr + p, mask=inside_p, other=0).to(tl.int32)
     lane = tl.arange(0, BLOCK_C)
     wide_c = (c_begin + lane).to(INDEX)[:, None]
     wide_p = p.to(INDEX)[None, :]
@@ -52,7 +68,10 @@ def input_gradient_tile(
     for c0 in range(c_begin, full, BLOCK_C):
         c = c0 + lane
         d = tl.load(d_ptrs, mask=inside_p[None, :], eviction_policy="evict_first").to(ACC)
-        dx = _input_gradient(d, s, low, high, spatial_at, gate_ptr, dpools_ptr, channel_argmax_ptr, c, None, p, C)
+        dx = _input_gradient(
+            d, s, low, high, spatial_at, gate_ptr, dpools_ptr, channel_argmax_ptr, c, None, p, C,
+            CHANNEL_POOLS, PARALLEL,
+        )  # fmt: skip
         tl.store(dx_ptrs, dx.to(dx_ptr.dtype.element_ty), mask=inside_p[None, :], eviction_policy="evict_first")
         d_ptrs += BLOCK_C * d_stride_c
         dx_ptrs += BLOCK_C * dx_stride_c
@@ -62,5 +81,8 @@ def input_gradient_tile(
         inside_c = lane < rest
         inside = inside_c[:, None] & inside_p[None, :]
         d = tl.load(d_ptrs, mask=inside, eviction_policy="evict_first").to(ACC)
-        dx = _input_gradient(d, s, low, high, spatial_at, gate_ptr, dpools_ptr, channel_argmax_ptr, c, inside_c, p, C)
+        dx = _input_gradient(
+            d, s, low, high, spatial_at, gate_ptr, dpools_ptr, channel_argmax_ptr, c, inside_c, p, C,
+            CHANNEL_POOLS, PARALLEL,
+        )  # fmt: skip
         tl.store(dx_ptrs, dx.to(dx_ptr.dtype.element_ty), mask=inside, eviction_policy="evict_first")

@@ -51,7 +51,7 @@ def forward_kept(
     With `batch_norm` these statistics normalise the logits, and one more pass reads x; without it they are None.
     """
     y = torch.empty_like(x)
-    kept = places(x, weights.fc1_weight, weights.conv_weight)
+    kept = places(x, weights)
     mean = var = None
     if y.numel() > 0:
         call = Call(x, y, weights, plan_of(x, weights, schedule, override), residual, relu, kept)
@@ -91,11 +91,12 @@ def apply_gates(
     relu: bool = False,
     variant: str = "",
 ) -> Tensor:
-    """y = act(x * g * sigmoid(z) + residual), with x's memory format. Traffic: 2 passes over x, 1 for a residual."""
+    """y = act(x * g * gate(z) + residual), with x's memory format. Traffic: 2 passes over x, 1 for a residual."""
     y = torch.empty_like(x)
     if y.numel() > 0:
-        plan = plan_of(x, _NOTHING, "staged", override)
-        _apply(Call(x, y, _NOTHING, plan, residual, relu), g, None, z, backwards=True)
+        nothing = _NOTHING._replace(variant=variant)
+        plan = plan_of(x, nothing, "staged", override)
+        _apply(Call(x, y, nothing, plan, residual, relu), g, None, z, backwards=True)
     return y
 
 
@@ -112,8 +113,8 @@ def _run(call: Call) -> None:
 
 
 def _pool_map(call: Call) -> Tensor:
-    N, _, H, W = call.x.shape
-    return call.empty(N * (H + 2 * (call.plan.problem.K // 2)) * W * 2)
+    maps = 2 if call.plan.constants["SPATIAL_POOLS"] == "mean+max" else 1
+    return call.empty(call.plan.problem.N * call.padded_size * maps)
 
 
 def _channel_scratch(call: Call) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,7 +142,7 @@ def _wavefront(call: Call) -> None:
         call.x, call.residual, *call.weights[:10], partial, hidden, gate, pool, call.y,
         kept.z, kept.pools, kept.channel_argmax, kept.preactivation, kept.pool, kept.spatial_argmax,
         call.zeros(1 + problem.N * (3 + call.plan.blocks)),
-        *call.plan.strides, *call.x.shape, problem.R, call.plan.lag,
+        *call.plan.strides, *call.x.shape, call.weights.planes, problem.R, call.plan.lag,
         NORM_EPS=call.weights.norm_eps, RELU=call.relu,
     )  # fmt: skip
 
@@ -168,7 +169,9 @@ def _staged_pools(call: Call) -> tuple[Tensor | None, Tensor | None]:
         pool = _pool_map(call)
         launch(
             call, spatial_pool_kernel, ("SPATIAL",), table.spatial_tiles,
-            call.x, gate, pool, kept.pool, kept.spatial_argmax, *strides, N, C, H, W,
+            call.x, None if call.parallel else gate, pool, kept.pool, kept.spatial_argmax,
+            *strides, N, C, H, W, weights.planes,
+            BACKWARDS=gate is not None,
         )  # fmt: skip
     return gate, pool
 
@@ -177,7 +180,7 @@ def _spatial_logit(call: Call, pool: Tensor | None) -> None:
     N, _, H, W = call.x.shape
     launch(
         call, spatial_logit_kernel, ("APPLY_P",), table.pixel_tiles,
-        pool, call.weights.conv_weight, call.weights.conv_bias, call.kept.z, N, H, W,
+        pool, call.weights.conv_weight, call.weights.conv_bias, call.kept.z, N, H, W, call.weights.planes,
     )  # fmt: skip
 
 
@@ -186,6 +189,6 @@ def _apply(call: Call, gate: Tensor | None, pool: Tensor | None, z: Tensor | Non
     launch(
         call, apply_gates_kernel, ("APPLY",), table.apply_tiles,
         call.x, call.residual, gate, pool, z, call.y, weights.conv_weight, weights.conv_bias, *weights[6:10],
-        *call.plan.strides, *call.x.shape,
+        *call.plan.strides, *call.x.shape, weights.planes,
         NORM_EPS=weights.norm_eps, RELU=call.relu, BACKWARDS=backwards,
     )  # fmt: skip

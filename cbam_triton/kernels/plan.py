@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from ..layout import access_width, output_like, pixel_strides, sample_span
+from ..variant import decoded
 from . import config as table
 from .config import Config, Problem, Sizes
 from .device import DeviceFacts, interpreted
@@ -71,19 +72,22 @@ def plan(
     device: DeviceFacts,
     override: Override | None = None,
     backward: bool = False,
+    dims: int = 2,
+    variant: str = "",
 ) -> Plan:
     """The plan for an x of this shape, strides, address (modulo the widest access) and dtype.
 
-    R is the hidden width, 0 without channel attention, K the kernel size, 0 without spatial attention; the schedule
-    "auto" is chosen here.
+    R is the hidden width, 0 without channel attention, K the kernel size over `dims` axes, 0 without spatial attention;
+    `variant` is a `Variant.code`. The schedule "auto" is chosen here.
     """
+    form = decoded(variant)
     x = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
     x_strides, y_strides = pixel_strides(x), pixel_strides(output_like(x))
     assert x_strides is not None, f"layout.merged was not asked about strides {strides}"
     assert y_strides is not None
     N, C, H, W = shape
     vec = access_width(C, H * W, x.element_size(), address, x_strides, y_strides)
-    problem = Problem(N, C, H * W, R, K, x.element_size(), vec, x_strides.channels_last, backward)
+    problem = Problem(N, C, H * W, R, K, x.element_size(), vec, x_strides.channels_last, backward, dims)
     if schedule == "auto":
         schedule, _ = table.choose_schedule(problem, device)
     if override is None:
@@ -108,6 +112,11 @@ def plan(
             "INDEX": tl.int64 if span >= 1 << 30 else tl.int32,
             "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
             "K": K,
+            "DIMS": dims,
+            "CHANNEL_POOLS": "half" if form.light else "+".join(sorted(form.channel_pools)),
+            "SPATIAL_POOLS": "half" if form.light else "+".join(sorted(form.spatial_pools, reverse=True)),
+            "PARALLEL": form.arrangement == "parallel",
+            "HARD": form.gate == "hard_sigmoid",
             "BLOCK_K": triton.next_power_of_2(max(1, K)),
             "BLOCK_R": triton.next_power_of_2(max(1, R)),
             "TAP_SPLIT": table.TAP_SPLIT,

@@ -1,38 +1,111 @@
-"""Spatial gate: K x K convolution of the pooled maps, folded norm, sigmoid; and back through the convolution."""
+"""Spatial gate: convolution of the pooled maps, folded norm, gate function; and back through the convolution."""
 
 import triton
 import triton.language as tl
 
+from .tiles import gate_of
+
+
+@triton.jit
+def lead_and_gap(plane, W, K: tl.constexpr, DIMS: tl.constexpr):
+    """Zeros before the first pixel of a padded map and between two of its planes, in pixels.
+
+    A map is planes of rows of W pixels, one plane if DIMS is 2, one row if it is 1. Of K // 2 zeros on each side those
+    in a row are left out: a mask on columns stands for them.
+    """
+    ABOVE: tl.constexpr = K // 2 if DIMS > 1 else 0
+    BEFORE: tl.constexpr = K // 2 if DIMS > 2 else 0
+    gap = 2 * ABOVE * W
+    return BEFORE * (plane + gap) + ABOVE * W, gap
+
+
+@triton.jit
+def padded_size(P, plane, W, K: tl.constexpr, DIMS: tl.constexpr):
+    """Pixels of a map with the zeros around it."""
+    lead, gap = lead_and_gap(plane, W, K, DIMS)
+    return P + 2 * lead + (P // plane - 1) * gap
+
+
+@triton.jit
+def across_planes(p, plane, gap, DIMS: tl.constexpr):
+    """Pixels p, and the zeros between the planes before them."""
+    if DIMS == 3:
+        return p + p // plane * gap
+    else:
+        return p
+
+
+@triton.jit
+def padding_at(i, lead, gap, P, plane):
+    """Where the i-th zero of a padded map is."""
+    between = i - lead
+    planes = P // plane
+    before = tl.where(gap > 0, tl.minimum(tl.maximum(between, 0) // tl.maximum(gap, 1) + 1, planes), planes)
+    return tl.where(between < 0, i, i + before * plane)
+
+
+@triton.jit
+def tap_row(row, plane, gap, W, K: tl.constexpr, DIMS: tl.constexpr):
+    """Pixels of a padded map from the first row of taps to row `row` of the K^(DIMS-1)."""
+    if DIMS == 3:
+        return row // K * (plane + gap) + row % K * W
+    else:
+        return row * W
+
 
 @triton.jit
 def spatial_logit(
-    pool_ptr,  # one sample: H + 2 RADIUS, W, 2
-    conv_weight_ptr,  # 2 K K
+    pool_ptr,  # one sample: padded_size, M maps
+    conv_weight_ptr,  # M K^DIMS
     conv_bias_ptr,  # 1 or None
-    p, P, W,
-    K: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
+    p, P, W, plane,
+    K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr, SPATIAL_POOLS: tl.constexpr,
 ):  # fmt: skip
     """z[p] = conv(pool)[p] for a vector of pixels p; what pixels past the end get means nothing.
 
-    A row of taps is 2 K neighbours in memory (mean and max alternate), so taps lie along a second axis and no lane
+    A row of taps is M K neighbours in memory (mean and max alternate), so taps lie along a second axis and no lane
     repeats another's work. The rows above and below the map exist and are zero: only columns need a mask.
     """
-    RADIUS: tl.constexpr = K // 2
-    tap = tl.arange(0, 2 * BLOCK_K)
-    kw = tap // 2
-    column = (p % W)[:, None] + (kw - RADIUS)[None, :]
+    M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
+    ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
+    tap = tl.arange(0, M * BLOCK_K)
+    kw = tap // M
+    column = (p % W)[:, None] + (kw - K // 2)[None, :]
     inside = (column >= 0) & (column < W) & ((kw < K)[None, :] & (p < P)[:, None])
-    pool_ptrs = pool_ptr + (2 * (p - RADIUS)[:, None] + tap[None, :])
-    weight_ptrs = conv_weight_ptr + ((tap % 2) * (K * K) + kw)
-    z = tl.zeros([p.shape[0], 2 * BLOCK_K], ACC)
-    for kh in tl.static_range(K):
-        weight = tl.load(weight_ptrs + kh * K, mask=kw < K, other=0.0).to(ACC)
-        z += weight[None, :] * tl.load(pool_ptrs, mask=inside, other=0.0)
-        pool_ptrs += 2 * W
+    _, gap = lead_and_gap(plane, W, K, DIMS)
+    pool_ptrs = pool_ptr + (M * (across_planes(p, plane, gap, DIMS) - K // 2)[:, None] + tap[None, :])
+    weight_ptrs = conv_weight_ptr + ((tap % M) * (ROWS * K) + kw)
+    z = tl.zeros([p.shape[0], M * BLOCK_K], ACC)
+    if DIMS == 3:
+        for row in range(ROWS):
+            weight = tl.load(weight_ptrs + row * K, mask=kw < K, other=0.0).to(ACC)
+            row_ptrs = pool_ptrs + M * tap_row(row, plane, gap, W, K, DIMS)
+            z += weight[None, :] * tl.load(row_ptrs, mask=inside, other=0.0)
+    else:
+        for row in tl.static_range(ROWS):
+            weight = tl.load(weight_ptrs + row * K, mask=kw < K, other=0.0).to(ACC)
+            z += weight[None, :] * tl.load(pool_ptrs, mask=inside, other=0.0)
+            pool_ptrs += M * W
     z = tl.sum(z, 1)
     if conv_bias_ptr is not None:
         z += tl.load(conv_bias_ptr).to(ACC)
     return z
+
+
+@triton.jit
+def sample_logit(
+    pool_ptr,  # N padded_size M
+    conv_weight_ptr, conv_bias_ptr,  # M K^DIMS, 1 or None
+    n, p, P, H, W, PLANES,
+    K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr, SPATIAL_POOLS: tl.constexpr,
+):  # fmt: skip
+    """`spatial_logit` of sample n."""
+    M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
+    plane = H // PLANES * W
+    pool_ptr += n * (M * padded_size(P, plane, W, K, DIMS))
+    return spatial_logit(
+        pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, plane, K, DIMS, BLOCK_K, ACC, SPATIAL_POOLS
+    )  # fmt: skip
 
 
 @triton.jit
@@ -62,15 +135,16 @@ def norm_slope(norm_weight_ptr, norm_var_ptr, NORM_EPS: tl.constexpr, ACC: tl.co
 
 
 @triton.jit
-def map_lead(W, RADIUS: tl.constexpr):
-    """Elements before the first pixel of a sample's dz: RADIUS rows of zeros, in whole sectors of float32."""
-    return tl.cdiv(RADIUS * W, 8) * 8
+def gradient_lead(lead):
+    """Elements before the first pixel of a sample's dz: the zeros of a padded map, in whole sectors of float32."""
+    return tl.cdiv(lead, 8) * 8
 
 
 @triton.jit
-def map_size(P, W, RADIUS: tl.constexpr):
-    """Elements of a sample's dz with the zeros before and after it."""
-    return tl.cdiv(map_lead(W, RADIUS) + P + RADIUS * W, 8) * 8
+def gradient_size(P, plane, W, K: tl.constexpr, DIMS: tl.constexpr):
+    """Elements of a sample's dz, which is padded as a map is, in whole sectors of float32."""
+    lead, _ = lead_and_gap(plane, W, K, DIMS)
+    return tl.cdiv(gradient_lead(lead) - lead + padded_size(P, plane, W, K, DIMS), 8) * 8
 
 
 @triton.jit
@@ -81,117 +155,140 @@ def _column(p, P, W):
 
 @triton.jit
 def _map_gradient(
-    dz_ptr,  # one sample: map_size; gradient of the normed logit
+    dz_ptr,  # one sample: gradient_size; gradient of the normed logit
     z_ptr,  # one sample: P; the logits with a norm, else the gate
-    conv_weight_ptr,  # 2 K K
+    conv_weight_ptr,  # M K^DIMS
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     s_ptr, dmaps_ptr,  # one sample: P, 2 P; without a norm s is z_ptr's
-    p, C, P, W,
-    NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, ACC: tl.constexpr,
+    p, C, P, W, plane,
+    NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, DIMS: tl.constexpr, ACC: tl.constexpr,
+    SPATIAL_POOLS: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
     """dmaps = (dmean / C, dmean / C + dmax), and with a norm s.
 
     The gradients dmean and dmax of the two pooled maps are the transposed convolution of dz. One program owns a vector
     of pixels p of one sample. With GIVEN dz is already that of the unnormed logit.
     """
+    BOTH: tl.constexpr = SPATIAL_POOLS == "mean+max"
+    ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
     dmean = tl.zeros([p.shape[0]], ACC)
     dmax = tl.zeros([p.shape[0]], ACC)
     inside = p < P
     column = _column(p, P, W)
-    dz_ptrs = dz_ptr + (map_lead(W, K // 2) - (K // 2) * (W + 1) + p)
-    for kh in range(K):
+    lead, gap = lead_and_gap(plane, W, K, DIMS)
+    dz_ptrs = dz_ptr + (gradient_lead(lead) - lead - K // 2 + across_planes(p, plane, gap, DIMS))
+    for row in range(ROWS):
+        row_ptrs = dz_ptrs + tap_row(row, plane, gap, W, K, DIMS)
         for kw in tl.static_range(K):
-            # The neighbour at (kh, kw) saw this pixel through the opposite tap.
-            tap = K * K - 1 - kh * K - kw
+            # The neighbour at (row, kw) saw this pixel through the opposite tap.
+            tap = ROWS * K - 1 - row * K - kw
             on_row = (column >= K // 2 - kw) & (column < W + K // 2 - kw)
-            dz = tl.load(dz_ptrs + kw, mask=on_row, other=0.0)
+            dz = tl.load(row_ptrs + kw, mask=on_row, other=0.0)
             dmean += dz * tl.load(conv_weight_ptr + tap).to(ACC)
-            dmax += dz * tl.load(conv_weight_ptr + K * K + tap).to(ACC)
-        dz_ptrs += W
+            if BOTH:
+                dmax += dz * tl.load(conv_weight_ptr + ROWS * K + tap).to(ACC)
+    if SPATIAL_POOLS == "half":
+        dmean *= 0.5
+    if not BOTH:
+        dmax = dmean
     slope = tl.full((), 1.0, ACC) if GIVEN else norm_slope(norm_weight_ptr, norm_var_ptr, NORM_EPS, ACC)
     if norm_mean_ptr is not None:
         z = tl.load(z_ptr + p, mask=inside, other=0.0)
         z = normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC)
-        tl.store(s_ptr + p, tl.sigmoid(z), mask=inside)
+        tl.store(s_ptr + p, gate_of(z, HARD), mask=inside)
     low = slope * dmean / C
+    if SPATIAL_POOLS == "max":
+        low = tl.zeros_like(low)
     tl.store(dmaps_ptr + p, low, mask=inside)
-    tl.store(dmaps_ptr + P + p, low + slope * dmax, mask=inside)
+    if SPATIAL_POOLS != "mean":
+        tl.store(dmaps_ptr + P + p, low + slope * dmax, mask=inside)
 
 
 @triton.jit
-def share_size(K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Elements of a share of the convolution's gradient: K rows of BLOCK_K taps of both maps, a sector for the bias."""
-    return 2 * K * BLOCK_K + 8
+def share_size(K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr, SPATIAL_POOLS: tl.constexpr):
+    """Elements of a share of the convolution's gradient: rows of BLOCK_K taps of every map, a sector for the bias."""
+    ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
+    return (2 if SPATIAL_POOLS == "mean+max" else 1) * ROWS * BLOCK_K + 8
 
 
 @triton.jit
 def _tap_gradient(
-    dz_ptr,  # one sample: map_size; gradient of the normed logit
-    pool_ptr,  # one sample: P 2
+    dz_ptr,  # one sample: gradient_size; gradient of the normed logit
+    pool_ptr,  # one sample: P M
     norm_weight_ptr, norm_var_ptr,  # 1 or None
-    share_ptr,  # these pixels: K 2 BLOCK_K, then 1
-    kh, p_begin, p_end, P, W,
-    NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
-    ACC: tl.constexpr,
+    share_ptr,  # these pixels: ROWS M BLOCK_K, then 1
+    row, p_begin, p_end, P, W, plane,
+    NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_P: tl.constexpr, ACC: tl.constexpr, SPATIAL_POOLS: tl.constexpr,
 ):  # fmt: skip
     """share = (dw, db): the correlation of the pooled maps with dz over the pixels in [p_begin, p_end).
 
-    One program owns a row of taps, that which sees the neighbours in row kh; the first also the bias.
+    One program owns a row of taps, that which sees the neighbours in row `row`; the first also the bias.
     """
+    M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
+    ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
     kw = tl.arange(0, BLOCK_K)
-    dz_ptr += map_lead(W, K // 2)
+    lead, gap = lead_and_gap(plane, W, K, DIMS)
+    dz_ptr += gradient_lead(lead)
+    above = tap_row(row, plane, gap, W, K, DIMS) - lead - K // 2
     # Times a one that the compiler does not know for one: threads then lie along the pixels, and every sum saves the
     # exchange of taps between threads.
     columns = kw * tl.minimum(W, 1)
-    mean = tl.zeros([BLOCK_K, BLOCK_P], ACC)
-    peak = tl.zeros([BLOCK_K, BLOCK_P], ACC)
+    first = tl.zeros([BLOCK_K, BLOCK_P], ACC)
+    second = tl.zeros([BLOCK_K, BLOCK_P], ACC)
     db = tl.zeros([BLOCK_P], ACC)
     for p0 in range(p_begin, p_end, BLOCK_P):
         p = p0 + tl.arange(0, BLOCK_P)
         inside = p < P
         column = _column(p, P, W)[None, :] + (kw - K // 2)[:, None]
         on_row = (column >= 0) & (column < W) & (kw < K)[:, None]
-        row = p + (kh * W - (K // 2) * (W + 1))
-        dz = tl.load(dz_ptr + (row[None, :] + columns[:, None]), mask=on_row, other=0.0)
-        mean += dz * tl.load(pool_ptr + 2 * p, mask=inside, other=0.0).to(ACC)[None, :]
-        peak += dz * tl.load(pool_ptr + 2 * p + 1, mask=inside, other=0.0).to(ACC)[None, :]
-        if kh == 0:
-            db += tl.load(dz_ptr + p, mask=inside, other=0.0)
+        place = across_planes(p, plane, gap, DIMS)
+        dz = tl.load(dz_ptr + ((place + above)[None, :] + columns[:, None]), mask=on_row, other=0.0)
+        first += dz * tl.load(pool_ptr + M * p, mask=inside, other=0.0).to(ACC)[None, :]
+        if M == 2:
+            second += dz * tl.load(pool_ptr + 2 * p + 1, mask=inside, other=0.0).to(ACC)[None, :]
+        if row == 0:
+            db += tl.load(dz_ptr + place, mask=inside, other=0.0)
     slope = tl.full((), 1.0, ACC) if GIVEN else norm_slope(norm_weight_ptr, norm_var_ptr, NORM_EPS, ACC)
-    # The neighbour at (kh, kw) is what the opposite tap saw. Taps that there are not are stored too: whole sectors.
-    share_ptrs = share_ptr + (K - 1 - kh) * (2 * BLOCK_K) + tl.where(kw < K, K - 1 - kw, kw)
-    tl.store(share_ptrs, slope * tl.sum(mean, 1))
-    tl.store(share_ptrs + BLOCK_K, slope * tl.sum(peak, 1))
-    if kh == 0:
-        tl.store(share_ptr + 2 * K * BLOCK_K, slope * tl.sum(db, 0))
+    # The neighbour at (row, kw) is what the opposite tap saw. Taps that there are not are stored too: whole sectors.
+    share_ptrs = share_ptr + (ROWS - 1 - row) * (M * BLOCK_K) + tl.where(kw < K, K - 1 - kw, kw)
+    tl.store(share_ptrs, slope * tl.sum(first, 1))
+    if M == 2:
+        tl.store(share_ptrs + BLOCK_K, slope * tl.sum(second, 1))
+    if row == 0:
+        tl.store(share_ptr + M * ROWS * BLOCK_K, slope * tl.sum(db, 0))
 
 
 @triton.jit
 def map_gradient_tile(
-    dz_ptr, z_ptr, pool_ptr,  # one sample: map_size, P, P 2
-    conv_weight_ptr,  # 2 K K
+    dz_ptr, z_ptr, pool_ptr,  # one sample: gradient_size, P, P M
+    conv_weight_ptr,  # M K^DIMS
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     s_ptr, dmaps_ptr,  # one sample: P, 2 P
     share_ptr,  # one sample: chunks share_size, or None
-    tile, map_tiles, C, P, W,
-    NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
+    tile, map_tiles, C, P, W, plane,
+    NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr, TAP_SPLIT: tl.constexpr, ACC: tl.constexpr,
+    SPATIAL_POOLS: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
     """Back through the convolution: to BLOCK_P pixels of the maps, or to a row of its taps over TAP_SPLIT pixels.
 
     The tiles of the maps, `map_tiles` of them, come first. Returns whether this was one: others wait for these alone.
     """
+    ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
     to_maps = tile < map_tiles
     if to_maps:
         _map_gradient(
             dz_ptr, z_ptr, conv_weight_ptr, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
-            s_ptr, dmaps_ptr, tile * BLOCK_P + tl.arange(0, BLOCK_P), C, P, W, NORM_EPS, GIVEN, K, ACC,
+            s_ptr, dmaps_ptr, tile * BLOCK_P + tl.arange(0, BLOCK_P), C, P, W, plane,
+            NORM_EPS, GIVEN, K, DIMS, ACC, SPATIAL_POOLS, HARD,
         )  # fmt: skip
     else:
-        chunk = (tile - map_tiles) // K
+        chunk = (tile - map_tiles) // ROWS
         _tap_gradient(
-            dz_ptr, pool_ptr, norm_weight_ptr, norm_var_ptr, share_ptr + chunk * share_size(K, BLOCK_K),
-            (tile - map_tiles) % K, chunk * TAP_SPLIT, tl.minimum((chunk + 1) * TAP_SPLIT, P), P, W,
-            NORM_EPS, GIVEN, K, BLOCK_K, BLOCK_P, ACC,
+            dz_ptr, pool_ptr, norm_weight_ptr, norm_var_ptr,
+            share_ptr + chunk * share_size(K, DIMS, BLOCK_K, SPATIAL_POOLS),
+            (tile - map_tiles) % ROWS, chunk * TAP_SPLIT, tl.minimum((chunk + 1) * TAP_SPLIT, P), P, W, plane,
+            NORM_EPS, GIVEN, K, DIMS, BLOCK_K, BLOCK_P, ACC, SPATIAL_POOLS,
         )  # fmt: skip
     return to_maps

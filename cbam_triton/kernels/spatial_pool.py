@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .spatial_gate import across_planes, lead_and_gap, padded_size, padding_at
 from .tiles import (
     first_group,
     fold_max,
@@ -19,20 +20,23 @@ from .tiles import (
 def spatial_pool_tile(
     x_ptr,  # one sample: C P
     gate_ptr,  # one sample: C, or None for a gate of ones
-    pool_ptr,  # one sample: H + 2 RADIUS, W, 2
-    kept_ptr, argmax_ptr,  # one sample: P 2 in x's dtype, P; both or neither
-    tile, C, P, W,
+    pool_ptr,  # one sample: padded_size, M maps
+    kept_ptr, argmax_ptr,  # one sample: P M in x's dtype, P; kept or None
+    tile, C, P, W, plane,
     x_stride_c, x_stride_p,
-    RADIUS: tl.constexpr,
+    K: tl.constexpr, DIMS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, KEEP: tl.constexpr, VEC: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, SPATIAL_POOLS: tl.constexpr,
 ):  # fmt: skip
-    """pool[p] = (mean_c, max_c) of x * g; the rows of zeros above and below the map too.
+    """pool[p] = (mean_c, max_c) of x * g; the zeros around the map too.
 
     For a backward to come, pool is kept, rounded, and the first channel that has the maximum in `argmax`, found as the
-    channel pool does. One program owns BLOCK_P pixels and all channels of one sample.
+    channel pool does. One program owns BLOCK_P pixels and all channels of one sample. SPATIAL_POOLS is "mean", "max" or
+    "half" (of the sum of both) for one map, or both.
     """
-    TRACK: tl.constexpr = argmax_ptr is not None
+    MEAN: tl.constexpr = SPATIAL_POOLS != "max"
+    MAX: tl.constexpr = SPATIAL_POOLS != "mean"
+    TRACK: tl.constexpr = MAX and argmax_ptr is not None
     GROUP: tl.constexpr = BLOCK_C // KEEP
     c = fold_order(BLOCK_C, KEEP, CHANNELS_LAST) if TRACK else tl.arange(0, BLOCK_C)
     p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -47,38 +51,52 @@ def spatial_pool_tile(
         x_ptrs += BLOCK_C * x_stride_c
         if gate_ptr is not None:
             y = rounded_product(y, tl.load(gate_ptr + c0 + c)[:, None])
-        total += fold_sum(y, 0, KEEP, CHANNELS_LAST)
-        y = fold_max(y, 0, KEEP, CHANNELS_LAST)
-        if TRACK:
-            starts = tl.where(y > largest, c0, starts)
-        largest = maximum(largest, y)
+        if MEAN:
+            total += fold_sum(y, 0, KEEP, CHANNELS_LAST)
+        if MAX:
+            y = fold_max(y, 0, KEEP, CHANNELS_LAST)
+            if TRACK:
+                starts = tl.where(y > largest, c0, starts)
+            largest = maximum(largest, y)
     if full < C:
         inside_c = c < known_multiple(C - full, VEC if CHANNELS_LAST else 1)
         y = tl.load(x_ptrs, mask=inside_c[:, None] & inside_p[None, :], other=0.0).to(ACC)
         if gate_ptr is not None:
             y = rounded_product(y, tl.load(gate_ptr + full + c, mask=inside_c, other=0.0)[:, None])
-        total += fold_sum(y, 0, KEEP, CHANNELS_LAST)
-        y = fold_max(tl.where(inside_c[:, None], y, float("-inf")), 0, KEEP, CHANNELS_LAST)
-        if TRACK:
-            starts = tl.where(y > largest, full, starts)
-        largest = maximum(largest, y)
+        if MEAN:
+            total += fold_sum(y, 0, KEEP, CHANNELS_LAST)
+        if MAX:
+            y = fold_max(tl.where(inside_c[:, None], y, float("-inf")), 0, KEEP, CHANNELS_LAST)
+            if TRACK:
+                starts = tl.where(y > largest, full, starts)
+            largest = maximum(largest, y)
     peak = reduce_max(largest, 0)
-    # Interleaved, so that one store fills whole sectors.
-    pool = tl.join(tl.sum(total, 0) / C, peak)
-    offsets = 2 * p[:, None] + tl.arange(0, 2)[None, :]
-    tl.store(pool_ptr + 2 * RADIUS * W + offsets, pool, mask=inside_p[:, None])
+    mean = tl.sum(total, 0) / C
+    lead, gap = lead_and_gap(plane, W, K, DIMS)
+    place = lead + across_planes(p, plane, gap, DIMS)
+    if SPATIAL_POOLS == "mean+max":
+        # Interleaved, so that one store fills whole sectors.
+        pool = tl.join(mean, peak)
+        map = tl.arange(0, 2)[None, :]
+        tl.store(pool_ptr + (2 * place[:, None] + map), pool, mask=inside_p[:, None])
+        if kept_ptr is not None:
+            tl.store(kept_ptr + (2 * p[:, None] + map), pool.to(kept_ptr.dtype.element_ty), mask=inside_p[:, None])
+    else:
+        pool = 0.5 * mean + 0.5 * peak if SPATIAL_POOLS == "half" else mean if MEAN else peak
+        tl.store(pool_ptr + place, pool, mask=inside_p)
+        if kept_ptr is not None:
+            tl.store(kept_ptr + p, pool.to(kept_ptr.dtype.element_ty), mask=inside_p)
     if TRACK:
-        tl.store(kept_ptr + offsets, pool.to(kept_ptr.dtype.element_ty), mask=inside_p[:, None])
         start = first_group(largest, peak, starts, 0, KEEP, GROUP, C)
         first = _first_channel(x_ptr, gate_ptr, peak, start, p, inside_p, C, x_stride_c, x_stride_p, GROUP, INDEX, ACC)
         tl.store(argmax_ptr + p, first.to(argmax_ptr.dtype.element_ty), mask=inside_p)
     if tile == 0:
-        border = 2 * RADIUS * W
-        for i0 in range(0, border, BLOCK_P):
+        maps: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
+        count = padded_size(P, plane, W, K, DIMS) - P
+        for i0 in range(0, maps * count, BLOCK_P):
             i = i0 + tl.arange(0, BLOCK_P)
-            zeros = tl.zeros([BLOCK_P], ACC)
-            tl.store(pool_ptr + i, zeros, mask=i < border)
-            tl.store(pool_ptr + 2 * P + border + i, zeros, mask=i < border)
+            at = maps * padding_at(i // maps, lead, gap, P, plane) + i % maps
+            tl.store(pool_ptr + at, tl.zeros([BLOCK_P], ACC), mask=i < maps * count)
 
 
 @triton.jit

@@ -6,9 +6,9 @@ import triton.language as tl
 from .apply_gates import apply_gates_tile
 from .channel_mlp import channel_mlp_tile
 from .channel_pool import channel_pool_tile, pool_grid
-from .spatial_gate import normed, spatial_logit
+from .spatial_gate import normed, padded_size, sample_logit
 from .spatial_pool import spatial_pool_tile
-from .tiles import known_multiple, known_sizes, known_strides
+from .tiles import gate_of, known_multiple, known_sizes, known_strides
 
 
 @triton.jit
@@ -33,21 +33,22 @@ def channel_pool_kernel(
     N, C, P, R, BLOCKS,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     POOL_C: tl.constexpr, POOL_P: tl.constexpr, POOL_SPLIT: tl.constexpr, POOL_KEEP: tl.constexpr,
-    POOL_R: tl.constexpr,
+    POOL_R: tl.constexpr, CHANNEL_POOLS: tl.constexpr,
 ):  # fmt: skip
     """Channel pool and hidden layer; a program owns POOL_C channels of a chunk of pixels of one sample."""
     C, P = known_sizes(C, P, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     blocks, chunks, chunk = pool_grid(C, P, POOL_C, POOL_P, POOL_SPLIT)
     n, tile = sample_and_tile(N, blocks * chunks, False)
-    if argmax_ptr is not None:
+    if pools_ptr is not None:
         pools_ptr += n * (2 * C)
+    if argmax_ptr is not None:
         argmax_ptr += n * C
     channel_pool_tile(
         x_ptr + n * known_multiple(x_stride_n, VEC), fc1_weight_ptr, partial_ptr + n * (blocks * chunks * 3 * POOL_C),
         counters_ptr + n * blocks, hidden_ptr + n * (BLOCKS * 2 * R), pools_ptr, argmax_ptr,
         tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p,
-        POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
+        POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, CHANNEL_POOLS,
     )  # fmt: skip
 
 
@@ -57,6 +58,7 @@ def channel_mlp_kernel(
     preactivation_ptr,  # N 2 R, kept for a backward, or None
     N, C, R, BLOCKS,
     BLOCK_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr, MLP_SPLIT: tl.constexpr, ACC: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
     """Channel gate; a program owns MLP_SPLIT channels of one sample."""
     n, tile = sample_and_tile(N, tl.cdiv(C, MLP_SPLIT), False)
@@ -66,64 +68,73 @@ def channel_mlp_kernel(
     channel_mlp_tile(
         hidden_ptr + n * (BLOCKS * 2 * R), fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr + n * C,
         preactivation_ptr, c_begin, tl.minimum(c_begin + MLP_SPLIT, C), C, R, BLOCKS, MLP_T, MLP_C, BLOCK_R, ACC,
+        CHANNEL_POOLS, HARD,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["x_stride_n", "x_stride_c", "x_stride_p", "N", "C", "H", "W"])
+@triton.jit(do_not_specialize=["x_stride_n", "x_stride_c", "x_stride_p", "N", "C", "H", "W", "PLANES"])
 def spatial_pool_kernel(
-    x_ptr, gate_ptr, pool_ptr,  # N C P; N C or None; N H+2(K//2) W 2
-    kept_ptr, argmax_ptr,  # N P 2, N P, kept for a backward, or None
+    x_ptr, gate_ptr, pool_ptr,  # N C P; N C or None; N padded_size M
+    kept_ptr, argmax_ptr,  # N P M, N P, kept for a backward, or None
     x_stride_n, x_stride_c, x_stride_p,
-    N, C, H, W,
-    K: tl.constexpr, VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
-    SPATIAL_C: tl.constexpr, SPATIAL_P: tl.constexpr, SPATIAL_KEEP: tl.constexpr,
+    N, C, H, W, PLANES,
+    K: tl.constexpr, DIMS: tl.constexpr,
+    VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    SPATIAL_C: tl.constexpr, SPATIAL_P: tl.constexpr, SPATIAL_KEEP: tl.constexpr, SPATIAL_POOLS: tl.constexpr,
+    BACKWARDS: tl.constexpr,
 ):  # fmt: skip
-    """Spatial pool, last sample first if a stage came before; a program owns SPATIAL_P pixels of one sample."""
+    """Spatial pool; a program owns SPATIAL_P pixels of one sample."""
+    M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
+    plane = H // PLANES * W
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
-    n, tile = sample_and_tile(N, tl.cdiv(P, SPATIAL_P), gate_ptr is not None)
+    n, tile = sample_and_tile(N, tl.cdiv(P, SPATIAL_P), BACKWARDS)
     if gate_ptr is not None:
         gate_ptr += n * C
+    if kept_ptr is not None:
+        kept_ptr += n * (M * P)
     if argmax_ptr is not None:
-        kept_ptr += n * (2 * P)
         argmax_ptr += n * P
     spatial_pool_tile(
-        x_ptr + n * known_multiple(x_stride_n, VEC), gate_ptr, pool_ptr + n * (2 * (H + 2 * (K // 2)) * W),
-        kept_ptr, argmax_ptr, tile, C, P, W, x_stride_c, x_stride_p, K // 2,
-        SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
+        x_ptr + n * known_multiple(x_stride_n, VEC), gate_ptr, pool_ptr + n * (M * padded_size(P, plane, W, K, DIMS)),
+        kept_ptr, argmax_ptr, tile, C, P, W, plane, x_stride_c, x_stride_p, K, DIMS,
+        SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, SPATIAL_POOLS,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["N", "H", "W"])
+@triton.jit(do_not_specialize=["N", "H", "W", "PLANES"])
 def spatial_logit_kernel(
-    pool_ptr, conv_weight_ptr, conv_bias_ptr, z_ptr,  # N H+2(K//2) W 2; 2 K K; 1 or None; N P
-    N, H, W,
-    K: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr, APPLY_P: tl.constexpr,
+    pool_ptr, conv_weight_ptr, conv_bias_ptr, z_ptr,  # N padded_size M; M K^DIMS; 1 or None; N P
+    N, H, W, PLANES,
+    K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr, APPLY_P: tl.constexpr,
+    SPATIAL_POOLS: tl.constexpr,
 ):  # fmt: skip
     """The convolution alone; a program owns APPLY_P pixels of one sample."""
     P = H * W
     n, tile = sample_and_tile(N, tl.cdiv(P, APPLY_P), False)
     p = tile * APPLY_P + tl.arange(0, APPLY_P)
-    pool_ptr += n * (2 * (H + 2 * (K // 2)) * W)
-    z = spatial_logit(pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, K, BLOCK_K, ACC)
+    z = sample_logit(
+        pool_ptr, conv_weight_ptr, conv_bias_ptr, n, p, P, H, W, PLANES, K, DIMS, BLOCK_K, ACC, SPATIAL_POOLS
+    )  # fmt: skip
     tl.store(z_ptr + n * P + p, z, mask=p < P)
 
 
 @triton.jit(do_not_specialize=[
-    "x_stride_n", "x_stride_c", "x_stride_p", "y_stride_n", "y_stride_c", "y_stride_p", "N", "C", "H", "W",
+    "x_stride_n", "x_stride_c", "x_stride_p", "y_stride_n", "y_stride_c", "y_stride_p", "N", "C", "H", "W", "PLANES",
 ])  # fmt: skip
 def apply_gates_kernel(
     x_ptr, residual_ptr,  # N C P; the latter with y's strides, or None
-    gate_ptr, pool_ptr, z_ptr, y_ptr,  # N C or None; N H+2(K//2) W 2 or None; N P or None; N C P
-    conv_weight_ptr, conv_bias_ptr,  # 2 K K and 1, with pool
+    gate_ptr, pool_ptr, z_ptr, y_ptr,  # N C or None; N padded_size M or None; N P or None; N C P
+    conv_weight_ptr, conv_bias_ptr,  # M K^DIMS and 1, with pool
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     x_stride_n, x_stride_c, x_stride_p, y_stride_n, y_stride_c, y_stride_p,
-    N, C, H, W,
-    NORM_EPS: tl.constexpr, RELU: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
+    N, C, H, W, PLANES,
+    NORM_EPS: tl.constexpr, RELU: tl.constexpr, K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     APPLY_C: tl.constexpr, APPLY_P: tl.constexpr, APPLY_SPLIT: tl.constexpr, BACKWARDS: tl.constexpr,
+    SPATIAL_POOLS: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
-    """y = act(x * g * sigmoid(norm(z)) + residual); z is given, or made from pool and kept where there is a place,
+    """y = act(x * g * gate(norm(z)) + residual); z is given, or made from pool and kept where there is a place,
     or the gate is if there is no norm.
 
     A program owns APPLY_SPLIT channels of APPLY_P pixels.
@@ -136,15 +147,16 @@ def apply_gates_kernel(
     p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
     s = None
     if pool_ptr is not None:
-        pool_ptr += n * (2 * (H + 2 * (K // 2)) * W)
-        z = spatial_logit(pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, K, BLOCK_K, ACC)
-        s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
+        z = sample_logit(
+            pool_ptr, conv_weight_ptr, conv_bias_ptr, n, p, P, H, W, PLANES, K, DIMS, BLOCK_K, ACC, SPATIAL_POOLS
+        )  # fmt: skip
+        s = gate_of(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC), HARD)
         if z_ptr is not None:
             if tile < pixel_tiles:
                 tl.store(z_ptr + n * P + p, z if norm_mean_ptr is not None else s, mask=p < P)
     elif z_ptr is not None:
         z = tl.load(z_ptr + n * P + p, mask=p < P, other=0.0).to(ACC)
-        s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
+        s = gate_of(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC), HARD)
     if gate_ptr is not None:
         gate_ptr += n * C
     c_begin = (tile // pixel_tiles) * APPLY_SPLIT

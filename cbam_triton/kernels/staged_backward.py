@@ -7,25 +7,26 @@ from .apply_gates import logit_gradient_tile
 from .channel_mlp import channel_gradient_tile, mlp_gradient_tile
 from .channel_pool import pool_grid
 from .input_gradient import input_gradient_tile
-from .spatial_gate import map_gradient_tile, map_size, share_size
+from .spatial_gate import gradient_size, map_gradient_tile, share_size
 from .staged import sample_and_tile
 from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
 
 
 @triton.jit(do_not_specialize=[
     "x_stride_n", "x_stride_c", "x_stride_p", "dy_stride_n", "dy_stride_c", "dy_stride_p",
-    "dx_stride_n", "dx_stride_c", "dx_stride_p", "N", "C", "H", "W",
+    "dx_stride_n", "dx_stride_c", "dx_stride_p", "N", "C", "H", "W", "PLANES",
 ])  # fmt: skip
 def logit_gradient_kernel(
-    x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr, z_ptr, dz_ptr,  # N C P thrice or None; N C or None; N P; N map_size
+    x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr, z_ptr, dz_ptr,  # N C P thrice or None; N C or None; N P; N gradient_size
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     x_stride_n, x_stride_c, x_stride_p, dy_stride_n, dy_stride_c, dy_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
-    N, C, H, W,
-    NORM_EPS: tl.constexpr, DY_ALIGNED: tl.constexpr, K: tl.constexpr,
+    N, C, H, W, PLANES,
+    NORM_EPS: tl.constexpr, DY_ALIGNED: tl.constexpr, K: tl.constexpr, DIMS: tl.constexpr, HARD: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     SPATIAL_C: tl.constexpr, SPATIAL_P: tl.constexpr, SPATIAL_KEEP: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the normed logits; a program owns SPATIAL_P pixels of one sample."""
+    plane = H // PLANES * W
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     dx_stride_c, dx_stride_p = known_strides(dx_stride_c, dx_stride_p, VEC, CHANNELS_LAST, INDEX)
@@ -40,33 +41,37 @@ def logit_gradient_kernel(
         dr_ptr += n * known_multiple(dx_stride_n, VEC)
     logit_gradient_tile(
         x_ptr + n * known_multiple(x_stride_n, VEC), dy_ptr + n * dy_stride_n, y_ptr, dr_ptr, gate_ptr, z_ptr + n * P,
-        dz_ptr + n * map_size(P, W, K // 2), norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
-        tile, C, P, W, x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, dx_stride_c, dx_stride_p,
-        K // 2, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
+        dz_ptr + n * gradient_size(P, plane, W, K, DIMS), norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
+        tile, C, P, W, plane, x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, dx_stride_c, dx_stride_p,
+        K, DIMS, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, HARD,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["N", "C", "H", "W"])
+@triton.jit(do_not_specialize=["N", "C", "H", "W", "PLANES"])
 def map_gradient_kernel(
-    dz_ptr, z_ptr, pool_ptr, conv_weight_ptr,  # N map_size; N P; N P 2; 2 K K
+    dz_ptr, z_ptr, pool_ptr, conv_weight_ptr,  # N gradient_size; N P; N P M; M K^DIMS
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     s_ptr, dmaps_ptr, share_ptr,  # N P, not written without a norm; N 2 P; N chunks share_size or None
-    N, C, H, W,
-    NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
-    MAP_P: tl.constexpr, TAP_SPLIT: tl.constexpr,
+    N, C, H, W, PLANES,
+    NORM_EPS: tl.constexpr, GIVEN: tl.constexpr,
+    K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
+    MAP_P: tl.constexpr, TAP_SPLIT: tl.constexpr, SPATIAL_POOLS: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
     """Back through the convolution; a program owns MAP_P pixels, or a row of taps over TAP_SPLIT of them."""
+    M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
+    ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
     P = H * W
+    plane = H // PLANES * W
     map_tiles = tl.cdiv(P, MAP_P)
     tap_chunks = tl.cdiv(P, TAP_SPLIT) if share_ptr is not None else 0
-    n, tile = sample_and_tile(N, map_tiles + tap_chunks * K, False)
-    dz_ptr += n * map_size(P, W, K // 2)
+    n, tile = sample_and_tile(N, map_tiles + tap_chunks * ROWS, False)
     if share_ptr is not None:
-        share_ptr += n * (tap_chunks * share_size(K, BLOCK_K))
+        share_ptr += n * (tap_chunks * share_size(K, DIMS, BLOCK_K, SPATIAL_POOLS))
     map_gradient_tile(
-        dz_ptr, z_ptr + n * P, pool_ptr + n * (2 * P), conv_weight_ptr,
+        dz_ptr + n * gradient_size(P, plane, W, K, DIMS), z_ptr + n * P, pool_ptr + n * (M * P), conv_weight_ptr,
         norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, s_ptr + n * P, dmaps_ptr + n * (2 * P), share_ptr,
-        tile, map_tiles, C, P, W, NORM_EPS, GIVEN, K, BLOCK_K, MAP_P, TAP_SPLIT, ACC,
+        tile, map_tiles, C, P, W, plane,
+        NORM_EPS, GIVEN, K, DIMS, BLOCK_K, MAP_P, TAP_SPLIT, ACC, SPATIAL_POOLS, HARD,
     )  # fmt: skip
 
 
@@ -83,7 +88,7 @@ def channel_gradient_kernel(
     D_ALIGNED: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     POOL_C: tl.constexpr, POOL_P: tl.constexpr, POOL_SPLIT: tl.constexpr, POOL_KEEP: tl.constexpr,
-    POOL_R: tl.constexpr,
+    POOL_R: tl.constexpr, HARD: tl.constexpr, PARALLEL: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the channel gate, last sample first; a program owns POOL_C channels of a chunk of pixels."""
     C, P = known_sizes(C, P, VEC, CHANNELS_LAST)
@@ -96,29 +101,33 @@ def channel_gradient_kernel(
     if dmaps_ptr is not None:
         s_ptr += n * P
         dmaps_ptr += n * (2 * P)
+    if argmax_ptr is not None:
         argmax_ptr += n * P
     channel_gradient_tile(
         x_ptr + n * known_multiple(x_stride_n, VEC), d_ptr + n * d_stride_n, s_ptr, dmaps_ptr, argmax_ptr,
         gate_ptr + n * C, fc2_weight_ptr, partial_ptr + n * (blocks * chunks * POOL_C), counters_ptr + n * blocks,
         dq_ptr + n * C, dh_ptr + n * (BLOCKS * R),
         tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p, d_stride_c, d_stride_p,
-        POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
+        POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, HARD, PARALLEL,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["N", "C", "P", "R", "BLOCKS"])
 def mlp_gradient_kernel(
-    dh_ptr, preactivation_ptr, fc1_weight_ptr, hidden_ptr, dpools_ptr,  # N BLOCKS R; N 2 R; R C; N 3 R; N 2 C
+    dh_ptr, preactivation_ptr, fc1_weight_ptr, hidden_ptr, dpools_ptr,  # N BLOCKS R; N 2 R or None; R C; N 3 R; N 2 C
     N, C, P, R, BLOCKS,
     BLOCK_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr, MLP_SPLIT: tl.constexpr, ACC: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the pooled channels; a program owns MLP_SPLIT channels of one sample."""
     n, tile = sample_and_tile(N, tl.cdiv(C, MLP_SPLIT), False)
     c_begin = tile * MLP_SPLIT
+    if preactivation_ptr is not None:
+        preactivation_ptr += n * (2 * R)
     mlp_gradient_tile(
-        dh_ptr + n * (BLOCKS * R), preactivation_ptr + n * (2 * R), fc1_weight_ptr, hidden_ptr + n * (3 * R),
+        dh_ptr + n * (BLOCKS * R), preactivation_ptr, fc1_weight_ptr, hidden_ptr + n * (3 * R),
         dpools_ptr + n * (2 * C), c_begin, tl.minimum(c_begin + MLP_SPLIT, C), C, P, R, BLOCKS,
-        MLP_T, MLP_C, BLOCK_R, ACC,
+        MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS,
     )  # fmt: skip
 
 
@@ -134,6 +143,7 @@ def input_gradient_kernel(
     D_ALIGNED: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     APPLY_C: tl.constexpr, APPLY_P: tl.constexpr, APPLY_SPLIT: tl.constexpr, BACKWARDS: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr, PARALLEL: tl.constexpr,
 ):  # fmt: skip
     """dx; a program owns APPLY_SPLIT channels of APPLY_P pixels of one sample."""
     C, P = known_sizes(C, P, VEC, CHANNELS_LAST)
@@ -146,10 +156,12 @@ def input_gradient_kernel(
     if dmaps_ptr is not None:
         s_ptr += n * P
         dmaps_ptr += n * (2 * P)
+    if spatial_argmax_ptr is not None:
         spatial_argmax_ptr += n * P
     if gate_ptr is not None:
         gate_ptr += n * C
         dpools_ptr += n * (2 * C)
+    if channel_argmax_ptr is not None:
         channel_argmax_ptr += n * C
     p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
     c_begin = (tile // pixel_tiles) * APPLY_SPLIT
@@ -158,4 +170,5 @@ def input_gradient_kernel(
         spatial_argmax_ptr, gate_ptr, dpools_ptr, channel_argmax_ptr,
         p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P,
         d_stride_c, d_stride_p, dx_stride_c, dx_stride_p, APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC,
+        CHANNEL_POOLS, PARALLEL,
     )  # fmt: skip

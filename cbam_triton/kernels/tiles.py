@@ -87,6 +87,25 @@ def first_group(values, extreme, starts, AXIS: tl.constexpr, KEEP: tl.constexpr,
 
 
 @triton.jit
+def gate_of(logits, HARD: tl.constexpr):
+    """sigmoid(logits), or relu6(logits + 3) / 6 if HARD; NaN stays NaN in both."""
+    if HARD:
+        shifted = logits + 3
+        return tl.where(shifted < 0, 0.0, tl.where(shifted > 6, 6.0, shifted)) / 6
+    else:
+        return tl.sigmoid(logits)
+
+
+@triton.jit
+def gate_slope(gate, HARD: tl.constexpr):
+    """The derivative of `gate_of`, by its value."""
+    if HARD:
+        return tl.where((gate > 0) & (gate < 1), tl.full((), 1.0, gate.dtype) / 6, 0.0)
+    else:
+        return gate * (1 - gate)
+
+
+@triton.jit
 def rounded_product(a, b):
     """a * b, rounded. A plain product may be fused into the first addition of a reduction: then of two threads that
     exchange their terms each fuses its own, and they end with sums that differ in the last bit."""

@@ -7,9 +7,9 @@ from .apply_gates import apply_gates_tile
 from .channel_mlp import channel_mlp_tile
 from .channel_pool import channel_pool_tile, pool_grid
 from .signals import publish, wait_for
-from .spatial_gate import normed, spatial_logit
+from .spatial_gate import normed, padded_size, spatial_logit
 from .spatial_pool import spatial_pool_tile
-from .tiles import known_multiple, known_sizes, known_strides
+from .tiles import gate_of, known_multiple, known_sizes, known_strides
 
 
 @triton.jit
@@ -66,25 +66,28 @@ def _item_in_step(ticket, N, LAG_B, LAG_C, LAG_D, TILES_A, TILES_B, TILES_C, TIL
 
 
 @triton.jit(do_not_specialize=[
-    "x_stride_n", "x_stride_c", "x_stride_p", "y_stride_n", "y_stride_c", "y_stride_p", "N", "C", "H", "W", "R", "LAG",
+    "x_stride_n", "x_stride_c", "x_stride_p", "y_stride_n", "y_stride_c", "y_stride_p", "N", "C", "H", "W",
+    "PLANES", "R", "LAG",
 ])  # fmt: skip
 def cbam_wavefront(
     x_ptr, residual_ptr,  # N C H W; the latter with y's strides, or None
     fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr,  # R C, R, C R, C; all None without channel attention
-    conv_weight_ptr, conv_bias_ptr,  # 2 K K, 1; both None without spatial attention
+    conv_weight_ptr, conv_bias_ptr,  # M K^DIMS, 1; both None without spatial attention
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     partial_ptr, hidden_ptr,  # N BLOCKS CHUNKS 3 POOL_C, N BLOCKS 2 R; scratch
     gate_ptr,  # N C
-    pool_ptr,  # N H+2(K//2) W 2, scratch
+    pool_ptr,  # N padded_size M, scratch
     y_ptr,  # N C H W, or None to stop at the logits
     # kept for a backward, or None: the logits N H W, or the gate if there is no norm; channel attention's N 2 C, N C,
-    # N 2 R; spatial attention's N H W 2, N H W
+    # N 2 R; spatial attention's N H W M, N H W; an argmax also without a maximum
     z_ptr, pools_ptr, channel_argmax_ptr, preactivation_ptr, kept_ptr, spatial_argmax_ptr,
     # zeroed, 1 + N (3 + BLOCKS): ticket; of each sample: blocks pooled, gate made, spatial tiles, chunks of each block
     counters_ptr,
     x_stride_n, x_stride_c, x_stride_p, y_stride_n, y_stride_c, y_stride_p,
-    N, C, H, W, R, LAG,
-    NORM_EPS: tl.constexpr, RELU: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+    N, C, H, W, PLANES, R, LAG,
+    NORM_EPS: tl.constexpr, RELU: tl.constexpr,
+    K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr, SPATIAL_POOLS: tl.constexpr, PARALLEL: tl.constexpr, HARD: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     POOL_C: tl.constexpr, POOL_P: tl.constexpr, POOL_SPLIT: tl.constexpr, POOL_KEEP: tl.constexpr,
     POOL_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr,
@@ -95,8 +98,8 @@ def cbam_wavefront(
     CHANNEL: tl.constexpr = fc1_weight_ptr is not None
     SPATIAL: tl.constexpr = conv_weight_ptr is not None
     LOGITS: tl.constexpr = y_ptr is None
-    KEPT: tl.constexpr = kept_ptr is not None or pools_ptr is not None
-    RADIUS: tl.constexpr = K // 2
+    M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
+    plane = H // PLANES * W
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     y_stride_c, y_stride_p = known_strides(y_stride_c, y_stride_p, VEC, CHANNELS_LAST, INDEX)
@@ -121,13 +124,16 @@ def cbam_wavefront(
     if CHANNEL:
         gate_ptr += n * C
     if SPATIAL:
-        pool_ptr += n * (2 * (H + 2 * RADIUS) * W)
-    if CHANNEL and KEPT:
+        pool_ptr += n * (M * padded_size(P, plane, W, K, DIMS))
+    if pools_ptr is not None:
         pools_ptr += n * (2 * C)
-        channel_argmax_ptr += n * C
+    if preactivation_ptr is not None:
         preactivation_ptr += n * (2 * R)
-    if SPATIAL and KEPT:
-        kept_ptr += n * (2 * P)
+    if channel_argmax_ptr is not None:
+        channel_argmax_ptr += n * C
+    if kept_ptr is not None:
+        kept_ptr += n * (M * P)
+    if spatial_argmax_ptr is not None:
         spatial_argmax_ptr += n * P
 
     if CHANNEL and stage == 0:
@@ -135,21 +141,22 @@ def cbam_wavefront(
         pooled = channel_pool_tile(
             x_ptr, fc1_weight_ptr, partial_ptr + n * (pool_tiles * 3 * POOL_C), pool_done_ptr + 3, hidden_ptr,
             pools_ptr, channel_argmax_ptr, tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p,
-            POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
+            POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, CHANNEL_POOLS,
         )  # fmt: skip
         if pooled:
             if publish(pool_done_ptr) == blocks - 1:
                 channel_mlp_tile(
                     hidden_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr, preactivation_ptr,
-                    0, C, C, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC,
+                    0, C, C, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS, HARD,
                 )  # fmt: skip
                 publish(gate_done_ptr)
     elif SPATIAL and stage == (1 if CHANNEL else 0):
-        if CHANNEL:
+        if CHANNEL and not PARALLEL:
             wait_for(gate_done_ptr, 1)
         spatial_pool_tile(
-            x_ptr, gate_ptr, pool_ptr, kept_ptr, spatial_argmax_ptr, tile, C, P, W, x_stride_c, x_stride_p, RADIUS,
-            SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
+            x_ptr, None if PARALLEL else gate_ptr, pool_ptr, kept_ptr, spatial_argmax_ptr, tile, C, P, W, plane,
+            x_stride_c, x_stride_p, K, DIMS,
+            SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, SPATIAL_POOLS,
         )  # fmt: skip
         publish(spatial_done_ptr)
     else:
@@ -157,12 +164,14 @@ def cbam_wavefront(
         s = None
         if SPATIAL:
             wait_for(spatial_done_ptr, spatial_tiles)
-            z = spatial_logit(pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, K, BLOCK_K, ACC)
-            s = tl.sigmoid(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC))
+            z = spatial_logit(
+                pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, plane, K, DIMS, BLOCK_K, ACC, SPATIAL_POOLS
+            )  # fmt: skip
+            s = gate_of(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC), HARD)
             if z_ptr is not None:
                 if tile < pixel_tiles:
                     tl.store(z_ptr + n * P + p, z if LOGITS or norm_mean_ptr is not None else s, mask=p < P)
-        else:
+        if CHANNEL and (PARALLEL or not SPATIAL):
             wait_for(gate_done_ptr, 1)
         if not LOGITS:
             c_begin = (tile // pixel_tiles) * APPLY_SPLIT

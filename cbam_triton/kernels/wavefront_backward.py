@@ -8,7 +8,7 @@ from .channel_mlp import channel_gradient_tile, mlp_gradient_tile
 from .channel_pool import pool_grid
 from .input_gradient import input_gradient_tile
 from .signals import publish, wait_for
-from .spatial_gate import map_gradient_tile, map_size, share_size
+from .spatial_gate import gradient_size, map_gradient_tile, share_size
 from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
 from .wavefront import work_item
 
@@ -37,17 +37,19 @@ def backward_item(
 
 @triton.jit(do_not_specialize=[
     "x_stride_n", "x_stride_c", "x_stride_p", "dy_stride_n", "dy_stride_c", "dy_stride_p",
-    "dx_stride_n", "dx_stride_c", "dx_stride_p", "N", "C", "H", "W", "R", "LAG",
+    "dx_stride_n", "dx_stride_c", "dx_stride_p", "N", "C", "H", "W", "PLANES", "R",
+    "LAG",
 ])  # fmt: skip
 def backward_wavefront(
     x_ptr, dy_ptr,  # N C H W
     y_ptr, dr_ptr,  # N C H W with dx's strides; None without ReLU
-    gate_ptr, channel_argmax_ptr, preactivation_ptr,  # N C, N C, N 2 R; None without channel attention
-    # N H W 2, N H W, N H W (logits with a norm, else the gate); None without spatial attention
+    # N C, N C, N 2 R; None without channel attention, the argmax also without a maximum, the last with one layer
+    gate_ptr, channel_argmax_ptr, preactivation_ptr,
+    # N H W M, N H W, N H W (logits with a norm, else the gate); None without spatial attention, the argmax as above
     pool_ptr, spatial_argmax_ptr, z_ptr,
-    fc1_weight_ptr, fc2_weight_ptr, conv_weight_ptr,  # R C, C R, 2 K K
+    fc1_weight_ptr, fc2_weight_ptr, conv_weight_ptr,  # R C, C R or None, M K^DIMS
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
-    dz_ptr,  # N map_size: scratch, or with GIVEN the gradient of the convolution's output
+    dz_ptr,  # N gradient_size: scratch, or with GIVEN the gradient of the convolution's output
     partial_ptr, dh_ptr, dpools_ptr, dmaps_ptr,  # N BLOCKS CHUNKS POOL_C, N BLOCKS R, N 2 C, N 2 H W; scratch
     s_ptr,  # N H W: scratch with a norm, else z's
     dq_ptr, hidden_ptr, share_ptr,  # N C, N 3 R, N chunks share_size or None: for the weights' gradients
@@ -55,9 +57,10 @@ def backward_wavefront(
     # zeroed, 1 + N (4 + BLOCKS): ticket; of each sample: logit, map, channel gradients, dpools, chunks of each block
     counters_ptr,
     x_stride_n, x_stride_c, x_stride_p, dy_stride_n, dy_stride_c, dy_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
-    N, C, H, W, R, LAG,
+    N, C, H, W, PLANES, R, LAG,
     NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, DY_ALIGNED: tl.constexpr,
-    K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+    K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr, SPATIAL_POOLS: tl.constexpr, PARALLEL: tl.constexpr, HARD: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     POOL_C: tl.constexpr, POOL_P: tl.constexpr, POOL_SPLIT: tl.constexpr, POOL_KEEP: tl.constexpr,
     POOL_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr,
@@ -69,7 +72,9 @@ def backward_wavefront(
     CHANNEL: tl.constexpr = gate_ptr is not None
     SPATIAL: tl.constexpr = conv_weight_ptr is not None
     LOGIT: tl.constexpr = SPATIAL and not GIVEN
-    RADIUS: tl.constexpr = K // 2
+    M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
+    ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
+    plane = H // PLANES * W
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     dx_stride_c, dx_stride_p = known_strides(dx_stride_c, dx_stride_p, VEC, CHANNELS_LAST, INDEX)
@@ -84,8 +89,8 @@ def backward_wavefront(
     tap_chunks = tl.cdiv(P, TAP_SPLIT) if share_ptr is not None else 0
     pixel_tiles = tl.cdiv(P, APPLY_P)
     stage, n, tile = backward_item(
-        ticket, N, LAG, logit_tiles, map_tiles + tap_chunks * K, blocks * chunks, pixel_tiles * tl.cdiv(C, APPLY_SPLIT),
-        LOGIT, SPATIAL, CHANNEL,
+        ticket, N, LAG, logit_tiles, map_tiles + tap_chunks * ROWS, blocks * chunks,
+        pixel_tiles * tl.cdiv(C, APPLY_SPLIT), LOGIT, SPATIAL, CHANNEL,
     )  # fmt: skip
 
     n = n.to(tl.int64)
@@ -99,10 +104,11 @@ def backward_wavefront(
         gate_ptr += n * C
         dpools_ptr += n * (2 * C)
     if SPATIAL:
-        dz_ptr += n * map_size(P, W, RADIUS)
+        dz_ptr += n * gradient_size(P, plane, W, K, DIMS)
         z_ptr += n * P
         dmaps_ptr += n * (2 * P)
         s_ptr += n * P
+    if spatial_argmax_ptr is not None:
         spatial_argmax_ptr += n * P
     dx_offset = n * known_multiple(dx_stride_n, VEC)
     if y_ptr is not None:
@@ -119,20 +125,21 @@ def backward_wavefront(
     if LOGIT and stage == 0:
         logit_gradient_tile(
             x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr, z_ptr, dz_ptr,
-            norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, tile, C, P, W,
+            norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, tile, C, P, W, plane,
             x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, dx_stride_c, dx_stride_p,
-            RADIUS, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
+            K, DIMS, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, HARD,
         )  # fmt: skip
         publish(logit_done_ptr)
     elif SPATIAL and stage == 1:
         if LOGIT:
             wait_for(logit_done_ptr, logit_tiles)
         if share_ptr is not None:
-            share_ptr += n * (tap_chunks * share_size(K, BLOCK_K))
+            share_ptr += n * (tap_chunks * share_size(K, DIMS, BLOCK_K, SPATIAL_POOLS))
         to_maps = map_gradient_tile(
-            dz_ptr, z_ptr, pool_ptr + n * (2 * P), conv_weight_ptr,
+            dz_ptr, z_ptr, pool_ptr + n * (M * P), conv_weight_ptr,
             norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, s_ptr, dmaps_ptr, share_ptr,
-            tile, map_tiles, C, P, W, NORM_EPS, GIVEN, K, BLOCK_K, MAP_P, TAP_SPLIT, ACC,
+            tile, map_tiles, C, P, W, plane,
+            NORM_EPS, GIVEN, K, DIMS, BLOCK_K, MAP_P, TAP_SPLIT, ACC, SPATIAL_POOLS, HARD,
         )  # fmt: skip
         if to_maps:
             publish(map_done_ptr)
@@ -144,19 +151,26 @@ def backward_wavefront(
             x_ptr, d_ptr, s_ptr, dmaps_ptr, spatial_argmax_ptr, gate_ptr, fc2_weight_ptr,
             partial_ptr + n * (blocks * chunks * POOL_C), dpools_done_ptr + 1, dq_ptr + n * C, dh_ptr,
             tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p, d_stride_c, d_stride_p,
-            POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
+            POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, HARD, PARALLEL,
         )  # fmt: skip
         if finished:
             if publish(channel_done_ptr) == blocks - 1:
-                mlp_gradient_tile(
-                    dh_ptr, preactivation_ptr + n * (2 * R), fc1_weight_ptr, hidden_ptr + n * (3 * R), dpools_ptr,
-                    0, C, C, P, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC,
-                )  # fmt: skip
+                if fc2_weight_ptr is None:
+                    mlp_gradient_tile(
+                        dq_ptr + n * C, None, fc1_weight_ptr, hidden_ptr + n * (3 * R), dpools_ptr,
+                        0, C, C, P, R, 1, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS,
+                    )  # fmt: skip
+                else:
+                    mlp_gradient_tile(
+                        dh_ptr, preactivation_ptr + n * (2 * R), fc1_weight_ptr, hidden_ptr + n * (3 * R), dpools_ptr,
+                        0, C, C, P, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS,
+                    )  # fmt: skip
                 publish(dpools_done_ptr)
     else:
         if CHANNEL:
             wait_for(dpools_done_ptr, 1)
-            channel_argmax_ptr += n * C
+            if channel_argmax_ptr is not None:
+                channel_argmax_ptr += n * C
         else:
             wait_for(map_done_ptr, map_tiles)
         p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
@@ -164,5 +178,5 @@ def backward_wavefront(
         input_gradient_tile(
             d_ptr, dx_ptr + dx_offset, s_ptr, dmaps_ptr, spatial_argmax_ptr, gate_ptr, dpools_ptr, channel_argmax_ptr,
             p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P, d_stride_c, d_stride_p, dx_stride_c, dx_stride_p,
-            APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC,
+            APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC, CHANNEL_POOLS, PARALLEL,
         )  # fmt: skip

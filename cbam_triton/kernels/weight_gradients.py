@@ -12,9 +12,10 @@ def weight_gradients_kernel(
     dq_ptr, hidden_ptr, pools_ptr,  # N C, N 3 R (dza, dzm, h), N 2 C (avg, max); None without channel attention
     share_ptr,  # SHARES share_size, or None
     dfc1_weight_ptr, dfc1_bias_ptr, dfc2_weight_ptr, dfc2_bias_ptr,  # R C, R, C R, C; each or None
-    dconv_weight_ptr, dconv_bias_ptr,  # 2 K K, 1; each or None
+    dconv_weight_ptr, dconv_bias_ptr,  # M K^DIMS, 1; each or None
     N, C, R, SHARES,
-    K: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
+    K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr, SPATIAL_POOLS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """dW1 = dq' h, db1 = 2 sum dq, dW0 = dza' avg + dzm' max, db0 = sum dza + dzm over samples, (dw, db) over shares.
@@ -28,19 +29,24 @@ def weight_gradients_kernel(
         if program < taps_begin:
             _mlp_weights(
                 dq_ptr, hidden_ptr, pools_ptr, dfc1_weight_ptr, dfc1_bias_ptr, dfc2_weight_ptr, dfc2_bias_ptr,
-                program % c_blocks, program // c_blocks, N, C, R, BLOCK_N, BLOCK_C, BLOCK_R, ACC,
+                program % c_blocks, program // c_blocks, N, C, R, BLOCK_N, BLOCK_C, BLOCK_R, ACC, CHANNEL_POOLS,
             )  # fmt: skip
     if share_ptr is not None:
         if program >= taps_begin:
             tap = (program - taps_begin) * BLOCK_C + tl.arange(0, BLOCK_C)
-            taps: tl.constexpr = 2 * K * K
-            kh = tap % (K * K) // K
-            place = tl.where(tap < taps, kh * (2 * BLOCK_K) + tap // (K * K) * BLOCK_K + tap % K, 2 * K * BLOCK_K)
+            M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
+            ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
+            taps: tl.constexpr = M * ROWS * K
+            row = tap % (ROWS * K) // K
+            place = row * (M * BLOCK_K) + tap // (ROWS * K) * BLOCK_K + tap % K
+            place = tl.where(tap < taps, place, M * ROWS * BLOCK_K)
             total = tl.zeros([BLOCK_C], ACC)
             for i0 in range(0, SHARES, BLOCK_N):
                 i = i0 + tl.arange(0, BLOCK_N)
                 inside = (i < SHARES)[:, None] & (tap <= taps)[None, :]
-                ptrs = share_ptr + (i[:, None].to(tl.int64) * share_size(K, BLOCK_K) + place[None, :])
+                ptrs = share_ptr + (
+                    i[:, None].to(tl.int64) * share_size(K, DIMS, BLOCK_K, SPATIAL_POOLS) + place[None, :]
+                )
                 total += tl.sum(tl.load(ptrs, mask=inside, other=0.0), 0)
             if dconv_weight_ptr is not None:
                 tl.store(dconv_weight_ptr + tap, total.to(dconv_weight_ptr.dtype.element_ty), mask=tap < taps)
@@ -53,7 +59,11 @@ def _mlp_weights(
     dq_ptr, hidden_ptr, pools_ptr, dfc1_weight_ptr, dfc1_bias_ptr, dfc2_weight_ptr, dfc2_bias_ptr,
     c_block, r_block, N, C, R,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, ACC: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr,
 ):  # fmt: skip
+    PASSES: tl.constexpr = 2 if CHANNEL_POOLS == "avg+max" else 1
+    AVG: tl.constexpr = CHANNEL_POOLS != "max"
+    MAX: tl.constexpr = CHANNEL_POOLS != "avg"
     c = c_block * BLOCK_C + tl.arange(0, BLOCK_C)
     r = r_block * BLOCK_R + tl.arange(0, BLOCK_R)
     dfc1 = tl.zeros([BLOCK_R, BLOCK_C], ACC)
@@ -72,13 +82,16 @@ def _mlp_weights(
             dq_total += tl.sum(dq, 0)
         if dfc1_weight_ptr is not None or dfc1_bias_ptr is not None:
             pools_ptrs = pools_ptr + (n[:, None] * (2 * C) + c[None, :])
-            avg = tl.load(pools_ptrs, mask=inside_c, other=0.0)
-            max = tl.load(pools_ptrs + C, mask=inside_c, other=0.0)
-            dza = tl.load(hidden_ptrs, mask=inside_r, other=0.0)
-            dzm = tl.load(hidden_ptrs + R, mask=inside_r, other=0.0)
-            dfc1 += tl.sum(rounded_product(dza[:, :, None], avg[:, None, :]), 0)
-            dfc1 += tl.sum(rounded_product(dzm[:, :, None], max[:, None, :]), 0)
-            dz_total += tl.sum(dza, 0) + tl.sum(dzm, 0)
+            if AVG:
+                avg = tl.load(pools_ptrs, mask=inside_c, other=0.0)
+                dza = tl.load(hidden_ptrs, mask=inside_r, other=0.0)
+                dfc1 += tl.sum(rounded_product(dza[:, :, None], avg[:, None, :]), 0)
+                dz_total += tl.sum(dza, 0)
+            if MAX:
+                max = tl.load(pools_ptrs + C, mask=inside_c, other=0.0)
+                dzm = tl.load(hidden_ptrs + R, mask=inside_r, other=0.0)
+                dfc1 += tl.sum(rounded_product(dzm[:, :, None], max[:, None, :]), 0)
+                dz_total += tl.sum(dzm, 0)
     inside_c = c < C
     inside_r = r < R
     if dfc1_weight_ptr is not None:
@@ -90,4 +103,6 @@ def _mlp_weights(
     if dfc1_bias_ptr is not None:
         tl.store(dfc1_bias_ptr + r, dz_total.to(dfc1_bias_ptr.dtype.element_ty), mask=inside_r & (c_block == 0))
     if dfc2_bias_ptr is not None:
-        tl.store(dfc2_bias_ptr + c, (2 * dq_total).to(dfc2_bias_ptr.dtype.element_ty), mask=inside_c & (r_block == 0))
+        tl.store(
+            dfc2_bias_ptr + c, (PASSES * dq_total).to(dfc2_bias_ptr.dtype.element_ty), mask=inside_c & (r_block == 0)
+        )
