@@ -1,3 +1,4 @@
+import copy
 import functools
 from pathlib import Path
 
@@ -315,6 +316,11 @@ def test_every_form_converts_under_any_prefix_and_size(name, prefix, C, R, K, se
     assert find_cbam(state)[prefix] == converted.format
 
 
+class ExactHardSigmoid(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x / 6 + 0.5).clamp(0, 1)
+
+
 @pytest.mark.parametrize(
     "kind, made_with, untold",
     [
@@ -331,6 +337,11 @@ def test_timms_own_module_converts(kind, made_with, untold, C):
     module = randomised(getattr(cbam, kind)(C, **made_with)).double()
     layer = CBAM.from_state_dict(module.state_dict(), options=untold)
     assert layer.channel.fc1.out_features == max(1, int(C / 16 + 0.5))
+    if untold:
+        with cbam_triton.settings(backend="reference"):
+            assert_close(copy.deepcopy(layer).eval()(input_of("", C)), module.eval()(input_of("", C)))
+        # The same function: the gradient of PyTorch's own has the digits of float32 in float64 too.
+        module.train().channel.gate = module.spatial.gate = ExactHardSigmoid()
     assert_equal_layers(layer, module, input_of("", C), untold)
 
 
