@@ -1,10 +1,19 @@
 """CBAM, the convolutional block attention module (arXiv 1807.06521), as fused Triton kernels for PyTorch."""
 
 from . import functional
+from .checkpoints import convert_state_dict
 from .functional import AttentionMaps
 from .nn import CBAM, ChannelAttention, SpatialAttention
 from .settings import settings
 
 __version__ = "0.1.0"
 
-__all__ = ["CBAM", "AttentionMaps", "ChannelAttention", "SpatialAttention", "functional", "settings"]
+__all__ = [
+    "CBAM",
+    "AttentionMaps",
+    "ChannelAttention",
+    "SpatialAttention",
+    "convert_state_dict",
+    "functional",
+    "settings",
+]

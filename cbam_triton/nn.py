@@ -4,12 +4,14 @@ The children hold parameters under the usual keys. The kernels read these parame
 hooks, of `fc1`, `fc2`, `conv` and of CBAM's own two children are not called. A norm that is not folded is called.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from . import functional
+from .checkpoints import convert_state_dict
 from .functional import Activation, AttentionMaps
 from .variant import DEFAULT, Arrangement, ChannelPool, Gate, SpatialPool, Variant, checked_variant
 
@@ -200,6 +202,28 @@ class CBAM(nn.Module):
                 spatial_pools=spatial_pools, **made,
             )  # fmt: skip
         self.variant = self._variant(arrangement)
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        state_dict: Mapping[str, Any],
+        *,
+        prefix: str = "",
+        options: Mapping[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "CBAM":
+        """The layer with the weights of any published CBAM; the arguments are those of `convert_state_dict`.
+
+        `device` and `dtype` are the weights' own if None. The layer is in training mode, as a new one is.
+
+        Raises: ValueError and TypeError as `convert_state_dict` does.
+        """
+        converted = convert_state_dict(state_dict, prefix=prefix, options=options)
+        weight = next(iter(converted.state_dict.values()))
+        layer = cls(**converted.options, device=device or weight.device, dtype=dtype or weight.dtype)
+        layer.load_state_dict(converted.state_dict)
+        return layer
 
     def _variant(self, arrangement: Layers) -> Variant:
         both = self.channel is not None and self.spatial is not None

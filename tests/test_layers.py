@@ -13,11 +13,11 @@ PACKAGE = Path(cbam_triton.__file__).parent
 # Upper storeys first; whatever is not named here is part of the command line, above them.
 STOREYS = [
     {"nn"},
-    {"functional"},
+    {"checkpoints", "functional"},
     {"ops"},
     {"kernels"},
     {"arguments", "layout", "reference", "settings"},
-    {"variant"},
+    {"checkpoint_formats", "variant"},
 ]
 
 
@@ -69,7 +69,7 @@ def test_imports_point_down_only(path):
         assert storey(name) >= own, f"{module_name(path)} imports {name}, which is above it"
 
 
-@pytest.mark.parametrize("name", ["arguments", "settings", "variant"])
+@pytest.mark.parametrize("name", ["arguments", "checkpoint_formats", "settings", "variant"])
 def test_the_lowest_storey_imports_nothing_of_ours(name):
     assert own_imports(PACKAGE / f"{name}.py") == set()
 
