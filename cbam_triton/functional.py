@@ -180,13 +180,13 @@ def refined(
     if mlp is not None:
         check_mlp(x, *mlp)
     relu = activation == "relu"
-    if variant.arrangement == "spatial_first" and mlp is not None and conv_weight is not None:
-        # Each gate by its own launch: the kernels pool the channels first.
-        alone = variant._replace(arrangement="channel_first")
-        x = refined(x, None, conv_weight, conv_bias, norm, variant=alone, descriptor=descriptor)
-        return refined(x, mlp, None, residual=residual, activation=activation, variant=alone)
     usual = x.ndim == 4 and variant == DEFAULT and (mlp is None or (mlp[0].shape[0] > 0 and mlp[2] is not None))
     if _kernels_run(x, conv_weight) and descriptor is None and (usual or _kernels_know(variant)):
+        if variant.arrangement == "spatial_first" and norm is not None and _fixed(norm, x, x.ndim) is None:
+            # The norm parts the two: each gate by its own launches.
+            alone = variant._replace(arrangement="channel_first")
+            x = refined(x, None, conv_weight, conv_bias, norm, variant=alone) if conv_weight is not None else x
+            return refined(x, mlp, None, residual=residual, activation=activation, variant=alone)
         if usual:
             y = _run_kernels(x, mlp or _NO_MLP, conv_weight, conv_bias, norm, residual, relu)
         else:

@@ -28,6 +28,9 @@ VARIANTS = {
     "no hidden units": {"hidden_channels": 0, "conv_bias": True},
     "hard, light, parallel": {"gate": "hard_sigmoid", "light": True, "arrangement": "parallel"},
     "parallel, pools alone": {"arrangement": "parallel", "channel_pools": ("max",), "spatial_pools": ("mean",)},
+    "spatial first": {"arrangement": "spatial_first"},
+    "spatial first, no norm": {"arrangement": "spatial_first", "spatial_norm": None, "channel_pools": ("max",)},
+    "spatial first, one layer": {"arrangement": "spatial_first", "mlp_layers": 1, "spatial_pools": ("max",)},
     "channel only": {"arrangement": "channel_only", "channel_pools": ("max",), "gate": "hard_sigmoid"},
     "spatial only": {"arrangement": "spatial_only", "light": True},
     "input added": {"add_input": True, "activation": "relu"},
@@ -106,7 +109,9 @@ def test_a_variant_gives_what_the_reference_gives(name, last, schedule, device, 
 
 
 @both_schedules
-@pytest.mark.parametrize("name", ["maximum alone", "hard, light, parallel", "one layer", "spatial only"])
+@pytest.mark.parametrize(
+    "name", ["maximum alone", "hard, light, parallel", "one layer", "spatial only", "spatial first"]
+)
 def test_a_variant_in_training_with_a_residual_gives_what_the_reference_gives(name, schedule, device, monkeypatch):
     options = VARIANTS[name] | {"spatial_norm": "batch", "activation": "relu"}
     layer = made(5, options).to(device)
@@ -127,7 +132,7 @@ def test_signals_and_volumes_give_what_the_reference_gives(shape, K, last, sched
 
 
 @both_schedules
-@pytest.mark.parametrize("name", ["hard, light, parallel", "maximum alone"])
+@pytest.mark.parametrize("name", ["hard, light, parallel", "maximum alone", "spatial first"])
 def test_a_variant_of_a_volume_gives_what_the_reference_gives(name, schedule, device, monkeypatch):
     layer = made(4, VARIANTS[name] | {"dims": 3}).to(device).eval()
     compare(layer, x_of((2, 4, 3, 5, 2), last=True).to(device), schedule, monkeypatch)
@@ -167,10 +172,16 @@ def test_power_and_exponential_pools_have_finite_gradients(pools, device):
         torch.testing.assert_close(pool, want[name])
 
 
+@both_schedules
+def test_a_residual_block_with_the_spatial_gate_first_is_what_the_reference_gives(schedule, device, monkeypatch):
+    layer = made(5, {"arrangement": "spatial_first", "activation": "relu"}).to(device).eval()
+    compare(layer, x_of((3, 5, 3, 4)).to(device), schedule, monkeypatch, x_of((3, 5, 3, 4), seed=4).to(device))
+
+
 def test_spatial_first_is_the_spatial_layer_and_then_the_channel_layer(device):
     layer = made(6, {"arrangement": "spatial_first"}).to(device).eval()
     x = x_of((2, 6, 5, 4)).to(device)
-    assert_same(layer(x), layer.channel(layer.spatial(x)))
+    torch.testing.assert_close(layer(x), layer.channel(layer.spatial(x)))
 
 
 def test_a_learnt_descriptor_takes_the_place_of_the_spatial_pools(device):

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .input_gradient import through_channel_gate
 from .spatial_gate import across_planes, gradient_lead, gradient_size, lead_and_gap, normed, padding_at
 from .tiles import fold_sum, gate_of, gate_slope, known_multiple
 
@@ -64,6 +65,7 @@ def logit_gradient_tile(
     x_ptr, dy_ptr,  # one sample: C P
     y_ptr, dr_ptr,  # one sample: C P with the same strides; None without ReLU
     gate_ptr,  # one sample: C, or None for a gate of ones
+    dpools_ptr, channel_argmax_ptr,  # one sample: 2 C, C; with the spatial gate first, else None
     z_ptr,  # one sample: P; the logits with a norm, else the gate
     dz_ptr,  # one sample: gradient_size
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
@@ -71,11 +73,13 @@ def logit_gradient_tile(
     x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, y_stride_c, y_stride_p,
     K: tl.constexpr, DIMS: tl.constexpr, NORM_EPS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, KEEP: tl.constexpr, VEC: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, HARD: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
     """dz[p] = s (1 - s) sum_c dr x g, the gradient of the normed logit; the zeros before and after it too.
 
-    dr is dy where y > 0 and is stored, or is dy itself. One program owns BLOCK_P pixels and all channels of one sample.
+    dr is dy where y > 0 and is stored, or is dy itself; with the spatial gate first what x s gets takes the place of
+    dr g. One program owns BLOCK_P pixels and all channels of one sample.
     """
     RELU: tl.constexpr = y_ptr is not None
     c = tl.arange(0, BLOCK_C)
@@ -103,9 +107,14 @@ def logit_gradient_tile(
             tl.store(dr_ptrs, dr, mask=inside_p[None, :])
             y_ptrs += BLOCK_C * y_stride_c
             dr_ptrs += BLOCK_C * y_stride_c
-        x *= dr.to(ACC)
-        if gate_ptr is not None:
-            x *= tl.load(gate_ptr + c0 + c)[:, None]
+        if dpools_ptr is not None:
+            x *= through_channel_gate(
+                dr.to(ACC), gate_ptr, dpools_ptr, channel_argmax_ptr, c0 + c, None, p, C, CHANNEL_POOLS
+            )  # fmt: skip
+        else:
+            x *= dr.to(ACC)
+            if gate_ptr is not None:
+                x *= tl.load(gate_ptr + c0 + c)[:, None]
         total += fold_sum(x, 0, KEEP, CHANNELS_LAST)
     if full < C:
         inside_c = c < known_multiple(C - full, VEC if CHANNELS_LAST else 1)
@@ -116,9 +125,14 @@ def logit_gradient_tile(
             dr = tl.where(tl.load(y_ptrs, mask=inside, eviction_policy="evict_first").to(ACC) <= 0, 0.0, dr)
             dr = dr.to(dr_ptr.dtype.element_ty)
             tl.store(dr_ptrs, dr, mask=inside)
-        x *= dr.to(ACC)
-        if gate_ptr is not None:
-            x *= tl.load(gate_ptr + full + c, mask=inside_c, other=0.0)[:, None]
+        if dpools_ptr is not None:
+            x *= through_channel_gate(
+                dr.to(ACC), gate_ptr, dpools_ptr, channel_argmax_ptr, full + c, inside_c, p, C, CHANNEL_POOLS
+            )  # fmt: skip
+        else:
+            x *= dr.to(ACC)
+            if gate_ptr is not None:
+                x *= tl.load(gate_ptr + full + c, mask=inside_c, other=0.0)[:, None]
         total += fold_sum(tl.where(inside, x, 0.0), 0, KEEP, CHANNELS_LAST)
     s = tl.load(z_ptr + p, mask=inside_p, other=0.0)
     if norm_mean_ptr is not None:

@@ -103,9 +103,9 @@ class Call(NamedTuple):
     kept: Kept = Kept()
 
     @property
-    def parallel(self) -> bool:
-        """Whether both gates are of x."""
-        return self.plan.constants["PARALLEL"]
+    def arrangement(self) -> str:
+        """`Variant.arrangement`."""
+        return self.plan.constants["ARRANGEMENT"]
 
     @property
     def lead_and_gap(self) -> tuple[int, int]:

@@ -78,13 +78,13 @@ def channel_mlp_tile(
 
 @triton.jit
 def _gate_gradient(
-    x, d, s_ptr, dmaps_ptr, argmax_ptr, c, p, inside_p, P, ACC: tl.constexpr, PARALLEL: tl.constexpr,
+    x, d, s_ptr, dmaps_ptr, argmax_ptr, c, p, inside_p, P, ACC: tl.constexpr, ARRANGEMENT: tl.constexpr,
 ):  # fmt: skip
-    """x (d s + E): its sum over the pixels is the gradient of the channel gate; with PARALLEL there is no E in it."""
+    """x (d s + E): summed over the pixels the gradient of the channel gate. E is there if that gate is first."""
     d = d.to(ACC)
-    if dmaps_ptr is not None:
+    if s_ptr is not None:
         d = d * tl.load(s_ptr + p, mask=inside_p)[None, :]
-        if not PARALLEL:
+        if ARRANGEMENT == "channel_first":
             e = tl.load(dmaps_ptr + p, mask=inside_p)[None, :]
             if argmax_ptr is not None:
                 high = tl.load(dmaps_ptr + P + p, mask=inside_p)
@@ -107,7 +107,8 @@ def channel_gradient_tile(
     tile, chunks, chunk, C, P, R,
     x_stride_c, x_stride_p, d_stride_c, d_stride_p,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr, KEEP: tl.constexpr, VEC: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, HARD: tl.constexpr, PARALLEL: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr, HARD: tl.constexpr,
+    ARRANGEMENT: tl.constexpr,
 ):  # fmt: skip
     """dq[c] = g (1 - g) sum_p x (d s + E), and this block's share of dh = dq W1, which with one layer is dq.
 
@@ -130,7 +131,7 @@ def channel_gradient_tile(
         x_ptrs += BLOCK_P * x_stride_p
         d = tl.load(d_ptrs, mask=inside_c[:, None])
         d_ptrs += BLOCK_P * d_stride_p
-        product = _gate_gradient(x, d, s_ptr, dmaps_ptr, argmax_ptr, c, p0 + p, None, P, ACC, PARALLEL)
+        product = _gate_gradient(x, d, s_ptr, dmaps_ptr, argmax_ptr, c, p0 + p, None, P, ACC, ARRANGEMENT)
         totals += fold_sum(product, 1, KEEP, not CHANNELS_LAST)
     rest = known_multiple((p_end - p_begin) % BLOCK_P, 1 if CHANNELS_LAST else VEC)
     if rest > 0:
@@ -139,7 +140,7 @@ def channel_gradient_tile(
         x = tl.load(x_ptrs, mask=inside, other=0.0)
         d = tl.load(d_ptrs, mask=inside, other=0.0)
         p += p_end - p_begin - rest
-        product = _gate_gradient(x, d, s_ptr, dmaps_ptr, argmax_ptr, c, p, inside_p, P, ACC, PARALLEL)
+        product = _gate_gradient(x, d, s_ptr, dmaps_ptr, argmax_ptr, c, p, inside_p, P, ACC, ARRANGEMENT)
         product = tl.where(inside, product, 0.0)
         totals += fold_sum(product, 1, KEEP, not CHANNELS_LAST)
     total = tl.sum(totals, 1)

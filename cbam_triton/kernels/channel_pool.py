@@ -17,6 +17,7 @@ def pool_grid(C, P, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, SPLIT_P: tl.co
 @triton.jit
 def channel_pool_tile(
     x_ptr,  # one sample: C P
+    s_ptr,  # one sample: P, or None; what is pooled is x * s
     fc1_weight_ptr,  # R C
     partial_ptr,  # one sample: BLOCKS CHUNKS 3 BLOCK_C, scratch
     partial_done_ptr,  # one sample: BLOCKS, counters
@@ -53,6 +54,8 @@ def channel_pool_tile(
     for p0 in range(p_begin, p_end - BLOCK_P + 1, BLOCK_P):
         x = tl.load(x_ptrs, mask=inside_c[:, None]).to(ACC)
         x_ptrs += BLOCK_P * x_stride_p
+        if s_ptr is not None:
+            x = rounded_product(x, tl.load(s_ptr + p0 + p)[None, :])
         if AVG:
             totals += fold_sum(x, 1, KEEP, not CHANNELS_LAST)
         if MAX:
@@ -64,6 +67,8 @@ def channel_pool_tile(
     if rest > 0:
         inside_p = (p < rest)[None, :]
         x = tl.load(x_ptrs, mask=inside_c[:, None] & inside_p, other=0.0).to(ACC)
+        if s_ptr is not None:
+            x = rounded_product(x, tl.load(s_ptr + (p_end - rest) + p, mask=p < rest, other=0.0)[None, :])
         if AVG:
             totals += fold_sum(x, 1, KEEP, not CHANNELS_LAST)
         if MAX:
@@ -106,7 +111,9 @@ def channel_pool_tile(
             if MAX:
                 tl.store(pools_ptr + C + c, max, mask=inside_c)
         if TRACK:
-            first = _first_pixel(x_ptr, largest, start, c, inside_c, P, x_stride_c, x_stride_p, GROUP, INDEX, ACC)
+            first = _first_pixel(
+                x_ptr, s_ptr, largest, start, c, inside_c, P, x_stride_c, x_stride_p, GROUP, INDEX, ACC
+            )  # fmt: skip
             tl.store(argmax_ptr + c, first.to(argmax_ptr.dtype.element_ty), mask=inside_c)
         hidden_ptr += block * (2 * R)
         for r0 in range(0, R, BLOCK_R):
@@ -122,12 +129,14 @@ def channel_pool_tile(
 
 @triton.jit
 def _first_pixel(
-    x_ptr, largest, start, c, inside_c, P, x_stride_c, x_stride_p,
+    x_ptr, s_ptr, largest, start, c, inside_c, P, x_stride_c, x_stride_p,
     GROUP: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The first of GROUP pixels from `start` at which x is `largest`; any pixel where that is NaN."""
+    """The first of GROUP pixels from `start` at which x, or x * s, is `largest`; any pixel where that is NaN."""
     p = tl.where(start < P, start, 0)[:, None] + tl.arange(0, GROUP)[None, :]
     inside = inside_c[:, None] & (p < P)
     x_ptrs = x_ptr + (c.to(INDEX)[:, None] * x_stride_c + p.to(INDEX) * x_stride_p)
     x = tl.load(x_ptrs, mask=inside, other=float("-inf")).to(ACC)
+    if s_ptr is not None:
+        x = rounded_product(x, tl.load(s_ptr + p, mask=p < P, other=1.0))
     return tl.min(tl.where((x == largest[:, None]) & inside, p, P - 1), 1)

@@ -30,6 +30,7 @@ class Problem(NamedTuple):
     channels_last: bool
     backward: bool = False
     dims: int = 2  # axes of pixels
+    spatial_first: bool = False
 
     @property
     def tap_rows(self) -> int:
@@ -236,7 +237,8 @@ def apply_tiles(problem: Problem, sizes: Sizes) -> int:
 
 def wavefront_tiles(problem: Problem, sizes: Sizes) -> int:
     """Programs a sample in the wavefront."""
-    return _gate_tiles(problem, sizes) + apply_tiles(problem, sizes)
+    gate_map = pixel_tiles(problem, sizes) if problem.spatial_first and not problem.backward else 0
+    return _gate_tiles(problem, sizes) + gate_map + apply_tiles(problem, sizes)
 
 
 def tap_chunks(problem: Problem) -> int:
@@ -275,7 +277,9 @@ def lag(problem: Problem, config: Config, device: DeviceFacts) -> int:
     resident = config.programs_per_sm * device.sm_count
     tiles = (backward_tiles if problem.backward else wavefront_tiles)(problem, config._asdict())
     in_flight = resident / tiles
-    stages = (2 if problem.R and problem.K else 1) + (1 if problem.backward and problem.K else 0)
+    stages = (2 if problem.R and problem.K else 1) + (
+        1 if problem.K and (problem.backward or problem.spatial_first) else 0
+    )
     wanted = int(in_flight) + 1
     sample_bytes = problem.C * problem.P * problem.itemsize * (2 if problem.backward else 1)
     held = int((L2_SHARE * device.l2_bytes / sample_bytes - in_flight - 1) / stages)

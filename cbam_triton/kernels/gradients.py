@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from ..layout import even_strides, merged, output_like
+from ..reference import gate
+from ..variant import decoded
 from . import config as table
 from .call import Call, Gradients, Kept, Needed, Weights, launch, launch_once, plan_of
 from .plan import Override, Plan
@@ -73,7 +75,8 @@ def backward(
     """
     if x.numel() == 0:
         return _zeros(x, dy, weights, needed)
-    if y is not None and weights.conv_weight is None:  # then no stage walks all of dy before others read it
+    spatial_first = decoded(weights.variant).arrangement == "spatial_first"
+    if y is not None and (weights.conv_weight is None or spatial_first):  # then the first stage does not make dr
         dy, y = torch.where(y <= 0, 0, dy), None
     there = (parameter is not None for parameter in weights[:8])
     needed = Needed(*needed[:2], *(wanted and has for wanted, has in zip(needed[2:], there, strict=True)))
@@ -81,8 +84,11 @@ def backward(
     run = _prepared(Call(x, y, weights, plan, kept=kept), dy, needed)
     dnorm = (None, None)
     in_one = plan.schedule == "wavefront" and needed.x
+    dpools = None
     if plan.problem.K and (batch_norm or not in_one):
-        _logit_gradient(run)
+        if spatial_first:
+            dpools = _channel_gradient(run)
+        _logit_gradient(run, dpools)
         if batch_norm or any(needed[8:]):
             dnorm = _norm_gradient(run, batch_norm)
     if in_one:
@@ -90,7 +96,7 @@ def backward(
         if plan.problem.K and not batch_norm and any(needed[8:]):
             dnorm = _norm_gradient(run, False)
     else:
-        _staged(run, needed, batch_norm)
+        _staged(run, needed, batch_norm, dpools)
     residual = None
     if needed.residual:
         residual = run.dr if run.dr is not None else dy
@@ -124,7 +130,7 @@ def _prepared(call: Call, dy: Tensor, needed: Needed) -> _Backward:
     dr = None if call.y is None else output_like(x)
     s = dmaps = dz = share = dq = hidden = None
     if problem.K:
-        s = call.kept.z if call.weights.norm_mean is None else call.empty(N * H * W)
+        s = _gate_map(call)
         dmaps = call.empty(N * 2 * H * W)
         dz = call.empty(N * _gradient_size(call))
         if needed.conv:
@@ -136,6 +142,19 @@ def _prepared(call: Call, dy: Tensor, needed: Needed) -> _Backward:
     aligned = _aligned(dy, strides, plan)
     dx = output_like(x) if needed.x else None
     return _Backward(call, dy, strides, aligned, dr, dx, s, dmaps, dz, share, dq, hidden)
+
+
+def _gate_map(call: Call) -> Tensor | None:
+    """The spatial gate (N, P), or memory for it where the map gradient makes it."""
+    weights, z = call.weights, call.kept.z
+    if z is None or weights.norm_mean is None or weights.norm_var is None:
+        return z
+    if call.arrangement != "spatial_first":
+        return call.empty(z.numel())
+    one = torch.ones((), dtype=z.dtype, device=z.device)
+    weight, bias = one if weights.norm_weight is None else weights.norm_weight, weights.norm_bias
+    normal = (z - weights.norm_mean) * torch.rsqrt(weights.norm_var.to(z.dtype) + weights.norm_eps) * weight
+    return gate(normal if bias is None else normal + bias, decoded(weights.variant))
 
 
 def _aligned(dy: Tensor, strides: tuple[int, int, int], plan: Plan) -> bool:
@@ -156,13 +175,14 @@ def _gradient_size(call: Call) -> int:
     return -(-(_gradient_lead(call) - call.lead_and_gap[0] + call.padded_size) // 8) * 8
 
 
-def _logit_gradient(run: _Backward) -> None:
+def _logit_gradient(run: _Backward, dpools: Tensor | None) -> None:
     call = run.call
+    argmax = None if dpools is None else call.kept.channel_argmax
     launch(
         call, logit_gradient_kernel, ("SPATIAL",), table.spatial_tiles,
-        call.x, run.dy, call.y, run.dr, call.kept.gate, call.kept.z, run.dz, *call.weights[6:10],
+        call.x, run.dy, call.y, run.dr, call.kept.gate, dpools, argmax, call.kept.z, run.dz, *call.weights[6:10],
         *call.plan.strides[:3], *run.dy_strides, *call.plan.strides[3:], *call.x.shape, call.weights.planes,
-        NORM_EPS=call.weights.norm_eps, DY_ALIGNED=run.dy_aligned,
+        NORM_EPS=call.weights.norm_eps, DY_ALIGNED=run.dy_aligned, BACKWARDS=dpools is not None,
     )  # fmt: skip
 
 
@@ -214,14 +234,11 @@ def _wavefront(run: _Backward, given: bool) -> None:
     )  # fmt: skip
 
 
-def _staged(run: _Backward, needed: Needed, given: bool) -> None:
-    """What follows the gradient of the logits."""
-    call, kept, weights, plan = run.call, run.call.kept, run.call.weights, run.call.plan
-    problem, (N, C, H, W) = plan.problem, run.call.x.shape
-    P = H * W
+def _staged(run: _Backward, needed: Needed, given: bool, dpools: Tensor | None) -> None:
+    """What follows the gradient of the logits; with the spatial gate first `dpools` are there."""
+    call, kept, weights, problem = run.call, run.call.kept, run.call.weights, run.call.plan.problem
+    N, C, H, W = call.x.shape
     d, d_strides, aligned = run.d
-    x_strides, dx_strides = plan.strides[:3], plan.strides[3:]
-    dpools = None
     if problem.K and (needed.x or needed.mlp or needed.conv):
         launch(
             call, map_gradient_kernel, ("MAP",), _MAP_TILES[run.share is not None],
@@ -229,25 +246,35 @@ def _staged(run: _Backward, needed: Needed, given: bool) -> None:
             N, C, H, W, weights.planes,
             NORM_EPS=weights.norm_eps, GIVEN=given,
         )  # fmt: skip
-    if problem.R and (needed.x or needed.mlp):
-        partial, dh, dpools = _channel_scratch(run)
-        launch(
-            call, channel_gradient_kernel, ("POOL",), table.pool_tiles,
-            call.x, d, run.s, run.dmaps, kept.spatial_argmax, kept.gate, weights.fc2_weight,
-            partial, call.zeros(N * plan.blocks), run.dq, dh,
-            *x_strides, *d_strides, N, C, P, problem.R, plan.blocks, D_ALIGNED=aligned,
-        )  # fmt: skip
-        shares, blocks = (run.dq, 1) if weights.fc2_weight is None else (dh, plan.blocks)
-        launch(
-            call, mlp_gradient_kernel, ("MLP",), table.mlp_tiles,
-            shares, kept.preactivation, weights.fc1_weight, run.hidden, dpools, N, C, P, problem.R, blocks,
-        )  # fmt: skip
+    if problem.R and dpools is None and (needed.x or needed.mlp):
+        dpools = _channel_gradient(run)
     if needed.x:
         launch(
             call, input_gradient_kernel, ("APPLY",), table.apply_tiles,
             d, run.dx, run.s, run.dmaps, kept.spatial_argmax, kept.gate, dpools, kept.channel_argmax,
-            *d_strides, *dx_strides, N, C, P, D_ALIGNED=aligned, BACKWARDS=problem.R == 0,
+            *d_strides, *call.plan.strides[3:], N, C, problem.P, D_ALIGNED=aligned, BACKWARDS=problem.R == 0,
         )  # fmt: skip
+
+
+def _channel_gradient(run: _Backward) -> Tensor:
+    """Gradients of the pooled channels."""
+    call, kept, weights, plan = run.call, run.call.kept, run.call.weights, run.call.plan
+    N, C, P, R = plan.problem.N, plan.problem.C, plan.problem.P, plan.problem.R
+    first = call.arrangement == "spatial_first"
+    d, d_strides, aligned = run.d
+    partial, dh, dpools = _channel_scratch(run)
+    launch(
+        call, channel_gradient_kernel, ("POOL",), table.pool_tiles,
+        call.x, d, run.s, None if first else run.dmaps, kept.spatial_argmax, kept.gate, weights.fc2_weight,
+        partial, call.zeros(N * plan.blocks), run.dq, dh,
+        *plan.strides[:3], *d_strides, N, C, P, R, plan.blocks, D_ALIGNED=aligned, BACKWARDS=not first,
+    )  # fmt: skip
+    shares, blocks = (run.dq, 1) if weights.fc2_weight is None else (dh, plan.blocks)
+    launch(
+        call, mlp_gradient_kernel, ("MLP",), table.mlp_tiles,
+        shares, kept.preactivation, weights.fc1_weight, run.hidden, dpools, N, C, P, R, blocks,
+    )  # fmt: skip
+    return dpools
 
 
 def _channel_scratch(run: _Backward) -> tuple[Tensor, Tensor, Tensor]:

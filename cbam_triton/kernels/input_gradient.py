@@ -7,32 +7,44 @@ from .tiles import known_multiple
 
 
 @triton.jit
+def through_channel_gate(
+    d, gate_ptr, dpools_ptr, argmax_ptr, c, inside_c, p, C, CHANNEL_POOLS: tl.constexpr,
+):  # fmt: skip
+    """g d + da / P + [p == argmax_p] dm, what the input of the channel gate gets; pools that there are not left out."""
+    d *= tl.load(gate_ptr + c, mask=inside_c)[:, None]
+    if CHANNEL_POOLS != "max":
+        d += tl.load(dpools_ptr + c, mask=inside_c)[:, None]
+    if CHANNEL_POOLS != "avg":
+        peak_share = tl.load(dpools_ptr + C + c, mask=inside_c)
+        at = tl.load(argmax_ptr + c, mask=inside_c).to(tl.int32)
+        d += tl.where(p[None, :] == at[:, None], peak_share[:, None], 0.0)
+    return d
+
+
+@triton.jit
 def _input_gradient(
     d, s, low, high, spatial_at, gate_ptr, dpools_ptr, channel_argmax_ptr, c, inside_c, p, C,
-    CHANNEL_POOLS: tl.constexpr, PARALLEL: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr, ARRANGEMENT: tl.constexpr,
 ):  # fmt: skip
-    """g (d s + E) + da / P + [p == argmax_p] dm; the parts of a gate or a pool that there is not are left out.
+    """g (d s + E) + da / P + [p == argmax_p] dm, the gates in the order of ARRANGEMENT; a gate that is None left out.
 
-    With PARALLEL g d s + E + ...: the spatial maps are then of x itself.
+    In parallel E, and with the spatial gate first s and E, come after the channel gate.
     """
     if s is not None:
-        d *= s[None, :]
         e = low[None, :]
         if high is not None:
             e = tl.where(c[:, None] == spatial_at[None, :], high[None, :], e)
-        if not PARALLEL:
+        if ARRANGEMENT != "spatial_first":
+            d *= s[None, :]
+        if ARRANGEMENT == "channel_first":
             d += e
     if gate_ptr is not None:
-        g = tl.load(gate_ptr + c, mask=inside_c)
-        d *= g[:, None]
-        if CHANNEL_POOLS != "max":
-            d += tl.load(dpools_ptr + c, mask=inside_c)[:, None]
-        if CHANNEL_POOLS != "avg":
-            peak_share = tl.load(dpools_ptr + C + c, mask=inside_c)
-            channel_at = tl.load(channel_argmax_ptr + c, mask=inside_c).to(tl.int32)
-            d += tl.where(p[None, :] == channel_at[:, None], peak_share[:, None], 0.0)
-    if s is not None and PARALLEL:
-        d += e
+        d = through_channel_gate(d, gate_ptr, dpools_ptr, channel_argmax_ptr, c, inside_c, p, C, CHANNEL_POOLS)
+    if s is not None:
+        if ARRANGEMENT == "spatial_first":
+            d *= s[None, :]
+        if ARRANGEMENT != "channel_first":
+            d += e
     return d
 
 
@@ -45,7 +57,7 @@ def input_gradient_tile(
     p, c_begin, c_end, C, P,
     d_stride_c, d_stride_p, dx_stride_c, dx_stride_p,
     BLOCK_C: tl.constexpr, VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
-    CHANNEL_POOLS: tl.constexpr, PARALLEL: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr, ARRANGEMENT: tl.constexpr,
 ):  # fmt: skip
     """dx[c,p] = g (d s + E) + da / P + [p == argmax_p] dm for c in [c_begin, c_end) and a vector of pixels p.
 
@@ -70,7 +82,7 @@ def input_gradient_tile(
         d = tl.load(d_ptrs, mask=inside_p[None, :], eviction_policy="evict_first").to(ACC)
         dx = _input_gradient(
             d, s, low, high, spatial_at, gate_ptr, dpools_ptr, channel_argmax_ptr, c, None, p, C,
-            CHANNEL_POOLS, PARALLEL,
+            CHANNEL_POOLS, ARRANGEMENT,
         )  # fmt: skip
         tl.store(dx_ptrs, dx.to(dx_ptr.dtype.element_ty), mask=inside_p[None, :], eviction_policy="evict_first")
         d_ptrs += BLOCK_C * d_stride_c
@@ -83,6 +95,6 @@ def input_gradient_tile(
         d = tl.load(d_ptrs, mask=inside, eviction_policy="evict_first").to(ACC)
         dx = _input_gradient(
             d, s, low, high, spatial_at, gate_ptr, dpools_ptr, channel_argmax_ptr, c, inside_c, p, C,
-            CHANNEL_POOLS, PARALLEL,
+            CHANNEL_POOLS, ARRANGEMENT,
         )  # fmt: skip
         tl.store(dx_ptrs, dx.to(dx_ptr.dtype.element_ty), mask=inside, eviction_policy="evict_first")

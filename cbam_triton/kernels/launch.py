@@ -60,7 +60,7 @@ def forward_kept(
             _run(call._replace(y=None))
             var, mean = torch.var_mean(kept.z.view(1, -1), 1, correction=0)
             call = call._replace(weights=weights._replace(norm_mean=mean, norm_var=var))
-            _apply(call, kept.gate, None, kept.z, backwards=True)
+            _apply(call, kept.gate, None, kept.z, None, backwards=True)
         else:
             _run(call)
     return y, kept, mean, var
@@ -96,20 +96,39 @@ def apply_gates(
     if y.numel() > 0:
         nothing = _NOTHING._replace(variant=variant)
         plan = plan_of(x, nothing, "staged", override)
-        _apply(Call(x, y, nothing, plan, residual, relu), g, None, z, backwards=True)
+        _apply(Call(x, y, nothing, plan, residual, relu), g, None, z, None, backwards=True)
     return y
 
 
 def _run(call: Call) -> None:
-    """All stages; without a y, those up to the logits."""
+    """All stages; without a y, those up to the logits, which are not to be had with the spatial gate first."""
+    problem, kept = call.plan.problem, call.kept
     if call.plan.schedule == "wavefront":
         _wavefront(call)
-        return
-    gate, pool = _staged_pools(call)
-    if call.y is None:
-        _spatial_logit(call, pool)
+    elif call.arrangement == "spatial_first":
+        pool, s, z = _spatial_pool(call, None, backwards=False), *_gate_map(call)
+        _spatial_logit(call, pool, z, s)
+        _apply(call, _channel_gate(call, s, backwards=True), None, None, s, backwards=False)
     else:
-        _apply(call, gate, pool, call.kept.z, backwards=gate is None or pool is None)
+        gate = _channel_gate(call, None, backwards=False) if problem.R else None
+        if not problem.K:
+            _apply(call, gate, None, None, None, backwards=True)
+            return
+        pooled_by = None if call.arrangement == "parallel" else gate
+        pool = _spatial_pool(call, pooled_by, backwards=gate is not None)
+        if call.y is None:
+            _spatial_logit(call, pool, kept.z, None)
+        else:
+            _apply(call, gate, pool, kept.z, None, backwards=gate is None)
+
+
+def _gate_map(call: Call) -> tuple[Tensor | None, Tensor | None]:
+    """Memory for s (N, P) where it is made before the channel gate, and for z if it is kept besides."""
+    if call.arrangement != "spatial_first":
+        return None, call.kept.z
+    if call.weights.norm_mean is None and call.kept.z is not None:
+        return call.kept.z, None
+    return call.empty(call.plan.problem.N * call.plan.problem.P), call.kept.z
 
 
 def _pool_map(call: Call) -> Tensor:
@@ -132,6 +151,7 @@ def _channel_scratch(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 def _wavefront(call: Call) -> None:
     problem, kept = call.plan.problem, call.kept
     partial = hidden = gate = pool = None
+    s, z = _gate_map(call)
     if problem.R:
         partial, hidden, gate = _channel_scratch(call)
     if problem.K:
@@ -139,56 +159,59 @@ def _wavefront(call: Call) -> None:
     launch(
         call, cbam_wavefront, ("POOL", "MLP_T", "MLP_C", "SPATIAL", "APPLY"),
         table.wavefront_logit_tiles if call.y is None else table.wavefront_tiles,
-        call.x, call.residual, *call.weights[:10], partial, hidden, gate, pool, call.y,
-        kept.z, kept.pools, kept.channel_argmax, kept.preactivation, kept.pool, kept.spatial_argmax,
-        call.zeros(1 + problem.N * (3 + call.plan.blocks)),
+        call.x, call.residual, *call.weights[:10], partial, hidden, gate, pool, s, call.y,
+        z, kept.pools, kept.channel_argmax, kept.preactivation, kept.pool, kept.spatial_argmax,
+        call.zeros(1 + problem.N * (4 + call.plan.blocks)),
         *call.plan.strides, *call.x.shape, call.weights.planes, problem.R, call.plan.lag,
         NORM_EPS=call.weights.norm_eps, RELU=call.relu,
     )  # fmt: skip
 
 
-def _staged_pools(call: Call) -> tuple[Tensor | None, Tensor | None]:
-    """The channel gate and the pooled maps, of the stages that there are."""
+def _channel_gate(call: Call, s: Tensor | None, backwards: bool) -> Tensor:
+    """The channel gate of x, or of x * s."""
     problem, blocks, weights, kept = call.plan.problem, call.plan.blocks, call.weights, call.kept
-    strides = call.plan.strides[:3]
-    N, C, H, W = call.x.shape
-    gate = pool = None
-    if problem.R:
-        partial, hidden, gate = _channel_scratch(call)
-        launch(
-            call, channel_pool_kernel, ("POOL",), table.pool_tiles,
-            call.x, weights.fc1_weight, partial, hidden, kept.pools, kept.channel_argmax, call.zeros(N * blocks),
-            *strides, N, C, H * W, problem.R, blocks,
-        )  # fmt: skip
-        launch(
-            call, channel_mlp_kernel, ("MLP",), table.mlp_tiles,
-            hidden, weights.fc1_bias, weights.fc2_weight, weights.fc2_bias, gate, kept.preactivation,
-            N, C, problem.R, blocks,
-        )  # fmt: skip
-    if problem.K:
-        pool = _pool_map(call)
-        launch(
-            call, spatial_pool_kernel, ("SPATIAL",), table.spatial_tiles,
-            call.x, None if call.parallel else gate, pool, kept.pool, kept.spatial_argmax,
-            *strides, N, C, H, W, weights.planes,
-            BACKWARDS=gate is not None,
-        )  # fmt: skip
-    return gate, pool
+    N, C, R = problem.N, problem.C, problem.R
+    partial, hidden, gate = _channel_scratch(call)
+    launch(
+        call, channel_pool_kernel, ("POOL",), table.pool_tiles,
+        call.x, s, weights.fc1_weight, partial, hidden, kept.pools, kept.channel_argmax, call.zeros(N * blocks),
+        *call.plan.strides[:3], N, C, problem.P, R, blocks, BACKWARDS=backwards,
+    )  # fmt: skip
+    launch(
+        call, channel_mlp_kernel, ("MLP",), table.mlp_tiles,
+        hidden, weights.fc1_bias, weights.fc2_weight, weights.fc2_bias, gate, kept.preactivation, N, C, R, blocks,
+    )  # fmt: skip
+    return gate
 
 
-def _spatial_logit(call: Call, pool: Tensor | None) -> None:
+def _spatial_pool(call: Call, gate: Tensor | None, backwards: bool) -> Tensor:
+    """The pooled maps of x, or of x * gate."""
+    pool = _pool_map(call)
+    launch(
+        call, spatial_pool_kernel, ("SPATIAL",), table.spatial_tiles,
+        call.x, gate, pool, call.kept.pool, call.kept.spatial_argmax,
+        *call.plan.strides[:3], *call.x.shape, call.weights.planes, BACKWARDS=backwards,
+    )  # fmt: skip
+    return pool
+
+
+def _spatial_logit(call: Call, pool: Tensor, z: Tensor | None, s: Tensor | None) -> None:
     N, _, H, W = call.x.shape
+    weights = call.weights
     launch(
         call, spatial_logit_kernel, ("APPLY_P",), table.pixel_tiles,
-        pool, call.weights.conv_weight, call.weights.conv_bias, call.kept.z, N, H, W, call.weights.planes,
+        pool, weights.conv_weight, weights.conv_bias, *weights[6:10], z, s, N, H, W, weights.planes,
+        NORM_EPS=weights.norm_eps,
     )  # fmt: skip
 
 
-def _apply(call: Call, gate: Tensor | None, pool: Tensor | None, z: Tensor | None, backwards: bool) -> None:
+def _apply(
+    call: Call, gate: Tensor | None, pool: Tensor | None, z: Tensor | None, s: Tensor | None, backwards: bool
+) -> None:
     weights = call.weights
     launch(
         call, apply_gates_kernel, ("APPLY",), table.apply_tiles,
-        call.x, call.residual, gate, pool, z, call.y, weights.conv_weight, weights.conv_bias, *weights[6:10],
+        call.x, call.residual, gate, pool, z, s, call.y, weights.conv_weight, weights.conv_bias, *weights[6:10],
         *call.plan.strides, *call.x.shape, weights.planes,
         NORM_EPS=weights.norm_eps, RELU=call.relu, BACKWARDS=backwards,
     )  # fmt: skip

@@ -87,7 +87,19 @@ def plan(
     assert y_strides is not None
     N, C, H, W = shape
     vec = access_width(C, H * W, x.element_size(), address, x_strides, y_strides)
-    problem = Problem(N, C, H * W, R, K, x.element_size(), vec, x_strides.channels_last, backward, dims)
+    problem = Problem(
+        N,
+        C,
+        H * W,
+        R,
+        K,
+        x.element_size(),
+        vec,
+        x_strides.channels_last,
+        backward,
+        dims,
+        form.arrangement == "spatial_first",
+    )
     if schedule == "auto":
         schedule, _ = table.choose_schedule(problem, device)
     if override is None:
@@ -115,7 +127,7 @@ def plan(
             "DIMS": dims,
             "CHANNEL_POOLS": "half" if form.light else "+".join(sorted(form.channel_pools)),
             "SPATIAL_POOLS": "half" if form.light else "+".join(sorted(form.spatial_pools, reverse=True)),
-            "PARALLEL": form.arrangement == "parallel",
+            "ARRANGEMENT": form.arrangement,
             "HARD": form.gate == "hard_sigmoid",
             "BLOCK_K": triton.next_power_of_2(max(1, K)),
             "BLOCK_R": triton.next_power_of_2(max(1, R)),

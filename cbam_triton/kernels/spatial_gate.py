@@ -176,9 +176,9 @@ def _map_gradient(
     s_ptr, dmaps_ptr,  # one sample: P, 2 P; without a norm s is z_ptr's
     p, C, P, W, plane,
     NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, DIMS: tl.constexpr, ACC: tl.constexpr,
-    SPATIAL_POOLS: tl.constexpr, HARD: tl.constexpr,
+    SPATIAL_POOLS: tl.constexpr, HARD: tl.constexpr, ARRANGEMENT: tl.constexpr,
 ):  # fmt: skip
-    """dmaps = (dmean / C, dmean / C + dmax), and with a norm s.
+    """dmaps = (dmean / C, dmean / C + dmax), and with a norm s, unless the spatial gate is first: then s is there.
 
     The gradients dmean and dmax of the two pooled maps are the transposed convolution of dz. One program owns a vector
     of pixels p of one sample. With GIVEN dz is already that of the unnormed logit.
@@ -206,7 +206,7 @@ def _map_gradient(
     if not BOTH:
         dmax = dmean
     slope = tl.full((), 1.0, ACC) if GIVEN else norm_slope(norm_weight_ptr, norm_var_ptr, NORM_EPS, ACC)
-    if norm_mean_ptr is not None:
+    if norm_mean_ptr is not None and ARRANGEMENT != "spatial_first":
         z = tl.load(z_ptr + p, mask=inside, other=0.0)
         z = normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC)
         tl.store(s_ptr + p, gate_of(z, HARD), mask=inside)
@@ -283,7 +283,7 @@ def map_gradient_tile(
     tile, map_tiles, C, P, W, plane,
     NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr, TAP_SPLIT: tl.constexpr, ACC: tl.constexpr,
-    SPATIAL_POOLS: tl.constexpr, HARD: tl.constexpr,
+    SPATIAL_POOLS: tl.constexpr, HARD: tl.constexpr, ARRANGEMENT: tl.constexpr,
 ):  # fmt: skip
     """Back through the convolution: to BLOCK_P pixels of the maps, or to a row of its taps over TAP_SPLIT pixels.
 
@@ -296,11 +296,13 @@ def map_gradient_tile(
         _map_gradient(
             dz_ptr, z_ptr, conv_weight_ptr, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
             s_ptr, dmaps_ptr, p, C, P, W, plane, NORM_EPS, GIVEN, K, DIMS, ACC, SPATIAL_POOLS, HARD,
+            ARRANGEMENT,
         )  # fmt: skip
     elif to_maps:
         _map_gradient(
             dz_ptr, z_ptr, conv_weight_ptr, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
             s_ptr, dmaps_ptr, p, C, P, W, plane, NORM_EPS, GIVEN, K, DIMS, ACC, SPATIAL_POOLS, HARD,
+            ARRANGEMENT,
         )  # fmt: skip
     else:
         chunk = (tile - map_tiles) // ROWS

@@ -24,7 +24,7 @@ def sample_and_tile(N, tiles, BACKWARDS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["x_stride_n", "x_stride_c", "x_stride_p", "N", "C", "P", "R", "BLOCKS"])
 def channel_pool_kernel(
-    x_ptr,  # N C P
+    x_ptr, s_ptr,  # N C P; N P or None
     fc1_weight_ptr,  # R C
     partial_ptr, hidden_ptr,  # N blocks CHUNKS 3 POOL_C, scratch; N BLOCKS 2 R, zeroed if BLOCKS > blocks
     pools_ptr, argmax_ptr,  # N 2 C, N C, kept for a backward, or None
@@ -33,20 +33,23 @@ def channel_pool_kernel(
     N, C, P, R, BLOCKS,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     POOL_C: tl.constexpr, POOL_P: tl.constexpr, POOL_SPLIT: tl.constexpr, POOL_KEEP: tl.constexpr,
-    POOL_R: tl.constexpr, CHANNEL_POOLS: tl.constexpr,
+    POOL_R: tl.constexpr, CHANNEL_POOLS: tl.constexpr, BACKWARDS: tl.constexpr,
 ):  # fmt: skip
     """Channel pool and hidden layer; a program owns POOL_C channels of a chunk of pixels of one sample."""
     C, P = known_sizes(C, P, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     blocks, chunks, chunk = pool_grid(C, P, POOL_C, POOL_P, POOL_SPLIT)
-    n, tile = sample_and_tile(N, blocks * chunks, False)
+    n, tile = sample_and_tile(N, blocks * chunks, BACKWARDS)
+    if s_ptr is not None:
+        s_ptr += n * P
     if pools_ptr is not None:
         pools_ptr += n * (2 * C)
     if argmax_ptr is not None:
         argmax_ptr += n * C
     channel_pool_tile(
-        x_ptr + n * known_multiple(x_stride_n, VEC), fc1_weight_ptr, partial_ptr + n * (blocks * chunks * 3 * POOL_C),
-        counters_ptr + n * blocks, hidden_ptr + n * (BLOCKS * 2 * R), pools_ptr, argmax_ptr,
+        x_ptr + n * known_multiple(x_stride_n, VEC), s_ptr, fc1_weight_ptr,
+        partial_ptr + n * (blocks * chunks * 3 * POOL_C), counters_ptr + n * blocks,
+        hidden_ptr + n * (BLOCKS * 2 * R), pools_ptr, argmax_ptr,
         tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p,
         POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, CHANNEL_POOLS,
     )  # fmt: skip
@@ -104,19 +107,25 @@ def spatial_pool_kernel(
 
 @triton.jit(do_not_specialize=["N", "H", "W", "PLANES"])
 def spatial_logit_kernel(
-    pool_ptr, conv_weight_ptr, conv_bias_ptr, z_ptr,  # N padded_size M; M K^DIMS; 1 or None; N P
+    pool_ptr, conv_weight_ptr, conv_bias_ptr,  # N padded_size M; M K^DIMS; 1 or None
+    norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
+    z_ptr, s_ptr,  # N P or None
     N, H, W, PLANES,
-    K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr, APPLY_P: tl.constexpr,
-    SPATIAL_POOLS: tl.constexpr,
+    NORM_EPS: tl.constexpr, K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
+    APPLY_P: tl.constexpr, SPATIAL_POOLS: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
-    """The convolution alone; a program owns APPLY_P pixels of one sample."""
+    """The convolution alone, and the gate that it makes; a program owns APPLY_P pixels of one sample."""
     P = H * W
     n, tile = sample_and_tile(N, tl.cdiv(P, APPLY_P), False)
     p = tile * APPLY_P + tl.arange(0, APPLY_P)
     z = sample_logit(
         pool_ptr, conv_weight_ptr, conv_bias_ptr, n, p, P, H, W, PLANES, K, DIMS, BLOCK_K, ACC, SPATIAL_POOLS
     )  # fmt: skip
-    tl.store(z_ptr + n * P + p, z, mask=p < P)
+    if z_ptr is not None:
+        tl.store(z_ptr + n * P + p, z, mask=p < P)
+    if s_ptr is not None:
+        s = gate_of(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC), HARD)
+        tl.store(s_ptr + n * P + p, s, mask=p < P)
 
 
 @triton.jit(do_not_specialize=[
@@ -124,7 +133,7 @@ def spatial_logit_kernel(
 ])  # fmt: skip
 def apply_gates_kernel(
     x_ptr, residual_ptr,  # N C P; the latter with y's strides, or None
-    gate_ptr, pool_ptr, z_ptr, y_ptr,  # N C or None; N padded_size M or None; N P or None; N C P
+    gate_ptr, pool_ptr, z_ptr, s_ptr, y_ptr,  # N C or None; N padded_size M or None; N P or None, twice; N C P
     conv_weight_ptr, conv_bias_ptr,  # M K^DIMS and 1, with pool
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     x_stride_n, x_stride_c, x_stride_p, y_stride_n, y_stride_c, y_stride_p,
@@ -134,8 +143,8 @@ def apply_gates_kernel(
     APPLY_C: tl.constexpr, APPLY_P: tl.constexpr, APPLY_SPLIT: tl.constexpr, BACKWARDS: tl.constexpr,
     SPATIAL_POOLS: tl.constexpr, HARD: tl.constexpr,
 ):  # fmt: skip
-    """y = act(x * g * gate(norm(z)) + residual); z is given, or made from pool and kept where there is a place,
-    or the gate is if there is no norm.
+    """y = act(x * g * gate(norm(z)) + residual); the gate s is given, or z is, or z is made from pool and kept
+    where there is a place, or the gate is if there is no norm.
 
     A program owns APPLY_SPLIT channels of APPLY_P pixels.
     """
@@ -154,6 +163,8 @@ def apply_gates_kernel(
         if z_ptr is not None:
             if tile < pixel_tiles:
                 tl.store(z_ptr + n * P + p, z if norm_mean_ptr is not None else s, mask=p < P)
+    elif s_ptr is not None:
+        s = tl.load(s_ptr + n * P + p, mask=p < P, other=0.0)
     elif z_ptr is not None:
         z = tl.load(z_ptr + n * P + p, mask=p < P, other=0.0).to(ACC)
         s = gate_of(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC), HARD)

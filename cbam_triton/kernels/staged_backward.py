@@ -17,13 +17,15 @@ from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
     "dx_stride_n", "dx_stride_c", "dx_stride_p", "N", "C", "H", "W", "PLANES",
 ])  # fmt: skip
 def logit_gradient_kernel(
-    x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr, z_ptr, dz_ptr,  # N C P thrice or None; N C or None; N P; N gradient_size
+    x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr,  # N C P, twice; the same or None, twice; N C or None
+    dpools_ptr, channel_argmax_ptr, z_ptr, dz_ptr,  # N 2 C or None; N C or None; N P; N gradient_size
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     x_stride_n, x_stride_c, x_stride_p, dy_stride_n, dy_stride_c, dy_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
     N, C, H, W, PLANES,
     NORM_EPS: tl.constexpr, DY_ALIGNED: tl.constexpr, K: tl.constexpr, DIMS: tl.constexpr, HARD: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
-    SPATIAL_C: tl.constexpr, SPATIAL_P: tl.constexpr, SPATIAL_KEEP: tl.constexpr,
+    SPATIAL_C: tl.constexpr, SPATIAL_P: tl.constexpr, SPATIAL_KEEP: tl.constexpr, CHANNEL_POOLS: tl.constexpr,
+    BACKWARDS: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the normed logits; a program owns SPATIAL_P pixels of one sample."""
     plane = plane_of(H, W, PLANES, DIMS)
@@ -33,17 +35,23 @@ def logit_gradient_kernel(
     dy_stride_n, dy_stride_c, dy_stride_p = gradient_strides(
         dy_stride_n, dy_stride_c, dy_stride_p, DY_ALIGNED, VEC, CHANNELS_LAST, INDEX
     )
-    n, tile = sample_and_tile(N, tl.cdiv(P, SPATIAL_P), False)
+    n, tile = sample_and_tile(N, tl.cdiv(P, SPATIAL_P), BACKWARDS)
     if gate_ptr is not None:
         gate_ptr += n * C
+    if dpools_ptr is not None:
+        dpools_ptr += n * (2 * C)
+        if channel_argmax_ptr is not None:
+            channel_argmax_ptr += n * C
     if y_ptr is not None:
         y_ptr += n * known_multiple(dx_stride_n, VEC)
         dr_ptr += n * known_multiple(dx_stride_n, VEC)
     logit_gradient_tile(
-        x_ptr + n * known_multiple(x_stride_n, VEC), dy_ptr + n * dy_stride_n, y_ptr, dr_ptr, gate_ptr, z_ptr + n * P,
+        x_ptr + n * known_multiple(x_stride_n, VEC), dy_ptr + n * dy_stride_n, y_ptr, dr_ptr,
+        gate_ptr, dpools_ptr, channel_argmax_ptr, z_ptr + n * P,
         dz_ptr + n * gradient_size(P, plane, W, K, DIMS), norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
         tile, C, P, W, plane, x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, dx_stride_c, dx_stride_p,
-        K, DIMS, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, HARD,
+        K, DIMS, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
+        CHANNEL_POOLS, HARD,
     )  # fmt: skip
 
 
@@ -56,6 +64,7 @@ def map_gradient_kernel(
     NORM_EPS: tl.constexpr, GIVEN: tl.constexpr,
     K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
     MAP_P: tl.constexpr, TAP_SPLIT: tl.constexpr, SPATIAL_POOLS: tl.constexpr, HARD: tl.constexpr,
+    ARRANGEMENT: tl.constexpr,
 ):  # fmt: skip
     """Back through the convolution; a program owns MAP_P pixels, or a row of taps over TAP_SPLIT of them."""
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
@@ -71,7 +80,7 @@ def map_gradient_kernel(
         dz_ptr + n * gradient_size(P, plane, W, K, DIMS), z_ptr + n * P, pool_ptr + n * (M * P), conv_weight_ptr,
         norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, s_ptr + n * P, dmaps_ptr + n * (2 * P), share_ptr,
         tile, map_tiles, C, P, W, plane,
-        NORM_EPS, GIVEN, K, DIMS, BLOCK_K, MAP_P, TAP_SPLIT, ACC, SPATIAL_POOLS, HARD,
+        NORM_EPS, GIVEN, K, DIMS, BLOCK_K, MAP_P, TAP_SPLIT, ACC, SPATIAL_POOLS, HARD, ARRANGEMENT,
     )  # fmt: skip
 
 
@@ -88,18 +97,19 @@ def channel_gradient_kernel(
     D_ALIGNED: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     POOL_C: tl.constexpr, POOL_P: tl.constexpr, POOL_SPLIT: tl.constexpr, POOL_KEEP: tl.constexpr,
-    POOL_R: tl.constexpr, HARD: tl.constexpr, PARALLEL: tl.constexpr,
+    POOL_R: tl.constexpr, HARD: tl.constexpr, ARRANGEMENT: tl.constexpr, BACKWARDS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the channel gate, last sample first; a program owns POOL_C channels of a chunk of pixels."""
+    """Gradient of the channel gate; a program owns POOL_C channels of a chunk of pixels."""
     C, P = known_sizes(C, P, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     d_stride_n, d_stride_c, d_stride_p = gradient_strides(
         d_stride_n, d_stride_c, d_stride_p, D_ALIGNED, VEC, CHANNELS_LAST, INDEX
     )
     blocks, chunks, chunk = pool_grid(C, P, POOL_C, POOL_P, POOL_SPLIT)
-    n, tile = sample_and_tile(N, blocks * chunks, True)
-    if dmaps_ptr is not None:
+    n, tile = sample_and_tile(N, blocks * chunks, BACKWARDS)
+    if s_ptr is not None:
         s_ptr += n * P
+    if dmaps_ptr is not None:
         dmaps_ptr += n * (2 * P)
     if argmax_ptr is not None:
         argmax_ptr += n * P
@@ -108,7 +118,7 @@ def channel_gradient_kernel(
         gate_ptr + n * C, fc2_weight_ptr, partial_ptr + n * (blocks * chunks * POOL_C), counters_ptr + n * blocks,
         dq_ptr + n * C, dh_ptr + n * (BLOCKS * R),
         tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p, d_stride_c, d_stride_p,
-        POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, HARD, PARALLEL,
+        POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, HARD, ARRANGEMENT,
     )  # fmt: skip
 
 
@@ -143,7 +153,7 @@ def input_gradient_kernel(
     D_ALIGNED: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     APPLY_C: tl.constexpr, APPLY_P: tl.constexpr, APPLY_SPLIT: tl.constexpr, BACKWARDS: tl.constexpr,
-    CHANNEL_POOLS: tl.constexpr, PARALLEL: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr, ARRANGEMENT: tl.constexpr,
 ):  # fmt: skip
     """dx; a program owns APPLY_SPLIT channels of APPLY_P pixels of one sample."""
     C, P = known_sizes(C, P, VEC, CHANNELS_LAST)
@@ -170,5 +180,5 @@ def input_gradient_kernel(
         spatial_argmax_ptr, gate_ptr, dpools_ptr, channel_argmax_ptr,
         p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P,
         d_stride_c, d_stride_p, dx_stride_c, dx_stride_p, APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC,
-        CHANNEL_POOLS, PARALLEL,
+        CHANNEL_POOLS, ARRANGEMENT,
     )  # fmt: skip

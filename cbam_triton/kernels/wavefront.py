@@ -76,18 +76,19 @@ def cbam_wavefront(
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     partial_ptr, hidden_ptr,  # N BLOCKS CHUNKS 3 POOL_C, N BLOCKS 2 R; scratch
     gate_ptr,  # N C
-    pool_ptr,  # N padded_size M, scratch
+    pool_ptr, s_ptr,  # N padded_size M, scratch; N H W, with the spatial gate first, else None
     y_ptr,  # N C H W, or None to stop at the logits
     # kept for a backward, or None: the logits N H W, or the gate if there is no norm; channel attention's N 2 C, N C,
     # N 2 R; spatial attention's N H W M, N H W; an argmax also without a maximum
     z_ptr, pools_ptr, channel_argmax_ptr, preactivation_ptr, kept_ptr, spatial_argmax_ptr,
-    # zeroed, 1 + N (3 + BLOCKS): ticket; of each sample: blocks pooled, gate made, spatial tiles, chunks of each block
+    # zeroed, 1 + N (4 + BLOCKS): ticket; of each sample: blocks pooled, gate made, spatial tiles, tiles of the map s,
+    # chunks of each block
     counters_ptr,
     x_stride_n, x_stride_c, x_stride_p, y_stride_n, y_stride_c, y_stride_p,
     N, C, H, W, PLANES, R, LAG,
     NORM_EPS: tl.constexpr, RELU: tl.constexpr,
     K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
-    CHANNEL_POOLS: tl.constexpr, SPATIAL_POOLS: tl.constexpr, PARALLEL: tl.constexpr, HARD: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr, SPATIAL_POOLS: tl.constexpr, ARRANGEMENT: tl.constexpr, HARD: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     POOL_C: tl.constexpr, POOL_P: tl.constexpr, POOL_SPLIT: tl.constexpr, POOL_KEEP: tl.constexpr,
     POOL_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr,
@@ -98,6 +99,7 @@ def cbam_wavefront(
     CHANNEL: tl.constexpr = fc1_weight_ptr is not None
     SPATIAL: tl.constexpr = conv_weight_ptr is not None
     LOGITS: tl.constexpr = y_ptr is None
+    SPATIAL_FIRST: tl.constexpr = ARRANGEMENT == "spatial_first"
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
     plane = plane_of(H, W, PLANES, DIMS)
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
@@ -110,17 +112,22 @@ def cbam_wavefront(
     spatial_tiles = tl.cdiv(P, SPATIAL_P) if SPATIAL else 0
     pixel_tiles = tl.cdiv(P, APPLY_P)
     apply_tiles = pixel_tiles * (1 if LOGITS else tl.cdiv(C, APPLY_SPLIT))
-    lag = tl.minimum(LAG, N // 2)
-    if CHANNEL and SPATIAL:
+    lag = tl.minimum(LAG, N // (3 if SPATIAL_FIRST else 2))
+    if SPATIAL_FIRST:
+        stage, n, tile = work_item(
+            ticket, N, lag, 2 * lag, 3 * lag, spatial_tiles, pixel_tiles, pool_tiles, apply_tiles
+        )  # fmt: skip
+    elif CHANNEL and SPATIAL:
         stage, n, tile = work_item(ticket, N, lag, lag, 2 * lag, pool_tiles, spatial_tiles, 0, apply_tiles)
     else:
         stage, n, tile = work_item(ticket, N, 0, 0, lag, pool_tiles + spatial_tiles, 0, 0, apply_tiles)
 
     n = n.to(tl.int64)
     x_ptr += n * known_multiple(x_stride_n, VEC)
-    pool_done_ptr = counters_ptr + (1 + n * (3 + blocks))
+    pool_done_ptr = counters_ptr + (1 + n * (4 + blocks))
     gate_done_ptr = pool_done_ptr + 1
     spatial_done_ptr = pool_done_ptr + 2
+    map_done_ptr = pool_done_ptr + 3
     if CHANNEL:
         gate_ptr += n * C
     if SPATIAL:
@@ -135,11 +142,15 @@ def cbam_wavefront(
         kept_ptr += n * (M * P)
     if spatial_argmax_ptr is not None:
         spatial_argmax_ptr += n * P
+    if s_ptr is not None:
+        s_ptr += n * P
 
-    if CHANNEL and stage == 0:
+    if CHANNEL and stage == (2 if SPATIAL_FIRST else 0):
+        if SPATIAL_FIRST:
+            wait_for(map_done_ptr, pixel_tiles)
         hidden_ptr += n * (blocks * 2 * R)
         pooled = channel_pool_tile(
-            x_ptr, fc1_weight_ptr, partial_ptr + n * (pool_tiles * 3 * POOL_C), pool_done_ptr + 3, hidden_ptr,
+            x_ptr, s_ptr, fc1_weight_ptr, partial_ptr + n * (pool_tiles * 3 * POOL_C), pool_done_ptr + 4, hidden_ptr,
             pools_ptr, channel_argmax_ptr, tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p,
             POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, CHANNEL_POOLS,
         )  # fmt: skip
@@ -150,19 +161,33 @@ def cbam_wavefront(
                     0, C, C, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS, HARD,
                 )  # fmt: skip
                 publish(gate_done_ptr)
-    elif SPATIAL and stage == (1 if CHANNEL else 0):
-        if CHANNEL and not PARALLEL:
+    elif SPATIAL and stage == (1 if CHANNEL and not SPATIAL_FIRST else 0):
+        if CHANNEL and ARRANGEMENT == "channel_first":
             wait_for(gate_done_ptr, 1)
         spatial_pool_tile(
-            x_ptr, None if PARALLEL else gate_ptr, pool_ptr, kept_ptr, spatial_argmax_ptr, tile, C, P, W, plane,
-            x_stride_c, x_stride_p, K, DIMS,
+            x_ptr, gate_ptr if ARRANGEMENT == "channel_first" else None, pool_ptr, kept_ptr, spatial_argmax_ptr,
+            tile, C, P, W, plane, x_stride_c, x_stride_p, K, DIMS,
             SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, SPATIAL_POOLS,
         )  # fmt: skip
         publish(spatial_done_ptr)
+    elif SPATIAL_FIRST and stage == 1:
+        wait_for(spatial_done_ptr, spatial_tiles)
+        p = tile * APPLY_P + tl.arange(0, APPLY_P)
+        z = spatial_logit(
+            pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, plane, K, DIMS, BLOCK_K, ACC, SPATIAL_POOLS
+        )  # fmt: skip
+        s = gate_of(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC), HARD)
+        tl.store(s_ptr + p, s, mask=p < P)
+        if z_ptr is not None:
+            tl.store(z_ptr + n * P + p, z, mask=p < P)
+        publish(map_done_ptr)
     else:
         p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
         s = None
-        if SPATIAL:
+        if SPATIAL_FIRST:
+            wait_for(gate_done_ptr, 1)
+            s = tl.load(s_ptr + p, mask=p < P, other=0.0)
+        elif SPATIAL:
             wait_for(spatial_done_ptr, spatial_tiles)
             z = spatial_logit(
                 pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, plane, K, DIMS, BLOCK_K, ACC, SPATIAL_POOLS
@@ -171,7 +196,7 @@ def cbam_wavefront(
             if z_ptr is not None:
                 if tile < pixel_tiles:
                     tl.store(z_ptr + n * P + p, z if LOGITS or norm_mean_ptr is not None else s, mask=p < P)
-        if CHANNEL and (PARALLEL or not SPATIAL):
+        if CHANNEL and (ARRANGEMENT == "parallel" or not SPATIAL):
             wait_for(gate_done_ptr, 1)
         if not LOGITS:
             c_begin = (tile // pixel_tiles) * APPLY_SPLIT

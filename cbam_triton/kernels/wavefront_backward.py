@@ -16,11 +16,19 @@ from .wavefront import work_item
 @triton.jit
 def backward_item(
     ticket, N, LAG, logit_tiles, map_tiles, channel_tiles, input_tiles,
-    LOGIT: tl.constexpr, MAP: tl.constexpr, CHANNEL: tl.constexpr,
+    LOGIT: tl.constexpr, MAP: tl.constexpr, CHANNEL: tl.constexpr, SPATIAL_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """(stage, n, tile) of a ticket for the stages 0 to 3 that there are: logit, map, channel and input gradient."""
+    """(stage, n, tile) of a ticket for the stages 0 to 3 that there are: logit, map, channel and input gradient.
+
+    With the spatial gate first the order is channel, logit, map and input gradient: stages 2, 0, 1, 3.
+    """
     lag = tl.minimum(LAG, N // (LOGIT + MAP + CHANNEL))
-    if LOGIT and CHANNEL:
+    if SPATIAL_FIRST:
+        stage, n, tile = work_item(
+            ticket, N, lag, 2 * lag, 3 * lag, channel_tiles, logit_tiles, map_tiles, input_tiles
+        )  # fmt: skip
+        return tl.where(stage == 3, 3, (stage + 2) % 3), n, tile
+    elif LOGIT and CHANNEL:
         return work_item(ticket, N, lag, 2 * lag, 3 * lag, logit_tiles, map_tiles, channel_tiles, input_tiles)
     elif LOGIT:
         return work_item(ticket, N, lag, lag, 2 * lag, logit_tiles, map_tiles, 0, input_tiles)
@@ -51,7 +59,7 @@ def backward_wavefront(
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     dz_ptr,  # N gradient_size: scratch, or with GIVEN the gradient of the convolution's output
     partial_ptr, dh_ptr, dpools_ptr, dmaps_ptr,  # N BLOCKS CHUNKS POOL_C, N BLOCKS R, N 2 C, N 2 H W; scratch
-    s_ptr,  # N H W: scratch with a norm, else z's
+    s_ptr,  # N H W: scratch with a norm, given with the spatial gate first, else z's
     dq_ptr, hidden_ptr, share_ptr,  # N C, N 3 R, N chunks share_size or None: for the weights' gradients
     dx_ptr,  # N C H W
     # zeroed, 1 + N (4 + BLOCKS): ticket; of each sample: logit, map, channel gradients, dpools, chunks of each block
@@ -60,7 +68,7 @@ def backward_wavefront(
     N, C, H, W, PLANES, R, LAG,
     NORM_EPS: tl.constexpr, GIVEN: tl.constexpr, DY_ALIGNED: tl.constexpr,
     K: tl.constexpr, DIMS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
-    CHANNEL_POOLS: tl.constexpr, SPATIAL_POOLS: tl.constexpr, PARALLEL: tl.constexpr, HARD: tl.constexpr,
+    CHANNEL_POOLS: tl.constexpr, SPATIAL_POOLS: tl.constexpr, ARRANGEMENT: tl.constexpr, HARD: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     POOL_C: tl.constexpr, POOL_P: tl.constexpr, POOL_SPLIT: tl.constexpr, POOL_KEEP: tl.constexpr,
     POOL_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr,
@@ -72,6 +80,7 @@ def backward_wavefront(
     CHANNEL: tl.constexpr = gate_ptr is not None
     SPATIAL: tl.constexpr = conv_weight_ptr is not None
     LOGIT: tl.constexpr = SPATIAL and not GIVEN
+    SPATIAL_FIRST: tl.constexpr = ARRANGEMENT == "spatial_first"
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
     ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
     plane = plane_of(H, W, PLANES, DIMS)
@@ -90,7 +99,7 @@ def backward_wavefront(
     pixel_tiles = tl.cdiv(P, APPLY_P)
     stage, n, tile = backward_item(
         ticket, N, LAG, logit_tiles, map_tiles + tap_chunks * ROWS, blocks * chunks,
-        pixel_tiles * tl.cdiv(C, APPLY_SPLIT), LOGIT, SPATIAL, CHANNEL,
+        pixel_tiles * tl.cdiv(C, APPLY_SPLIT), LOGIT, SPATIAL, CHANNEL, SPATIAL_FIRST,
     )  # fmt: skip
 
     n = n.to(tl.int64)
@@ -110,6 +119,8 @@ def backward_wavefront(
         s_ptr += n * P
     if spatial_argmax_ptr is not None:
         spatial_argmax_ptr += n * P
+    if channel_argmax_ptr is not None:
+        channel_argmax_ptr += n * C
     dx_offset = n * known_multiple(dx_stride_n, VEC)
     if y_ptr is not None:
         d_ptr = dr_ptr + dx_offset
@@ -123,11 +134,15 @@ def backward_wavefront(
         d_stride_p = dy_stride_p
 
     if LOGIT and stage == 0:
+        if SPATIAL_FIRST:
+            wait_for(dpools_done_ptr, 1)
         logit_gradient_tile(
-            x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr, z_ptr, dz_ptr,
+            x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr,
+            dpools_ptr if SPATIAL_FIRST else None, channel_argmax_ptr if SPATIAL_FIRST else None, z_ptr, dz_ptr,
             norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, tile, C, P, W, plane,
             x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, dx_stride_c, dx_stride_p,
-            K, DIMS, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, HARD,
+            K, DIMS, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
+            CHANNEL_POOLS, HARD,
         )  # fmt: skip
         publish(logit_done_ptr)
     elif SPATIAL and stage == 1:
@@ -139,19 +154,19 @@ def backward_wavefront(
             dz_ptr, z_ptr, pool_ptr + n * (M * P), conv_weight_ptr,
             norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, s_ptr, dmaps_ptr, share_ptr,
             tile, map_tiles, C, P, W, plane,
-            NORM_EPS, GIVEN, K, DIMS, BLOCK_K, MAP_P, TAP_SPLIT, ACC, SPATIAL_POOLS, HARD,
+            NORM_EPS, GIVEN, K, DIMS, BLOCK_K, MAP_P, TAP_SPLIT, ACC, SPATIAL_POOLS, HARD, ARRANGEMENT,
         )  # fmt: skip
         if to_maps:
             publish(map_done_ptr)
     elif CHANNEL and stage == 2:
-        if SPATIAL:
+        if SPATIAL and not SPATIAL_FIRST:
             wait_for(map_done_ptr, map_tiles)
         dh_ptr += n * (blocks * R)
         finished = channel_gradient_tile(
             x_ptr, d_ptr, s_ptr, dmaps_ptr, spatial_argmax_ptr, gate_ptr, fc2_weight_ptr,
             partial_ptr + n * (blocks * chunks * POOL_C), dpools_done_ptr + 1, dq_ptr + n * C, dh_ptr,
             tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p, d_stride_c, d_stride_p,
-            POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, HARD, PARALLEL,
+            POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, HARD, ARRANGEMENT,
         )  # fmt: skip
         if finished:
             if publish(channel_done_ptr) == blocks - 1:
@@ -167,10 +182,8 @@ def backward_wavefront(
                     )  # fmt: skip
                 publish(dpools_done_ptr)
     else:
-        if CHANNEL:
+        if CHANNEL and not SPATIAL_FIRST:
             wait_for(dpools_done_ptr, 1)
-            if channel_argmax_ptr is not None:
-                channel_argmax_ptr += n * C
         else:
             wait_for(map_done_ptr, map_tiles)
         p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
@@ -178,5 +191,5 @@ def backward_wavefront(
         input_gradient_tile(
             d_ptr, dx_ptr + dx_offset, s_ptr, dmaps_ptr, spatial_argmax_ptr, gate_ptr, dpools_ptr, channel_argmax_ptr,
             p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P, d_stride_c, d_stride_p, dx_stride_c, dx_stride_p,
-            APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC, CHANNEL_POOLS, PARALLEL,
+            APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC, CHANNEL_POOLS, ARRANGEMENT,
         )  # fmt: skip
