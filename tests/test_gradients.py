@@ -103,7 +103,16 @@ def test_gradients_are_as_good_as_eager(dtype, memory_format, schedule, device):
 @both_schedules
 @both_formats
 @pytest.mark.parametrize(
-    "size", [(4, 5, 1, 1, 1, 3), (1, 1, 5, 3, 1, 7), (3, 16, 8, 8, 3, 7), (2, 33, 1, 11, 2, 5)], ids=str
+    "size",
+    [
+        (4, 5, 1, 1, 1, 3),
+        (1, 1, 5, 3, 1, 7),
+        (3, 16, 8, 8, 3, 7),
+        (2, 33, 1, 11, 2, 5),
+        (1, 1, 66, 63, 1, 3),
+        (1, 20, 33, 31, 2, 3),
+    ],
+    ids=str,
 )
 def test_gradients_of_every_size_are_as_good_as_eager(size, memory_format, schedule, device):
     N, C, H, W, R, K = size
