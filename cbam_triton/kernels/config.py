@@ -62,6 +62,7 @@ class Config(NamedTuple):
     MAP_P: int
     num_warps: int
     programs_per_sm: int  # as many as registers allow, on sm_80
+    max_registers: int = 0  # of a thread, on NVIDIA; 0 leaves it to ptxas
 
     def constants(self, *stages: str) -> dict[str, int]:
         """The sizes whose names begin with one of `stages`: constexprs of a kernel."""
@@ -130,9 +131,10 @@ _TABLES: dict[tuple[str, bool, bool], tuple[_Shape, ...]] = {
     ),
 }
 
+_LATE_REGISTERS = 168  # of a thread, as three programs of four warps allow
 _WEIGHTS = 16  # of the MLP that a thread holds at once
 _STAGE_TILE = 1 << 15  # elements that a program of any other stage reads at most
-TAP_SPLIT = 1 << 12  # pixels over which a program correlates a row of taps
+TAP_SPLIT = 1 << 12  # pixels over which a program correlates a row of taps, in whole MAP_P
 
 
 def configs(schedule: str, problem: Problem) -> tuple[Config, ...]:
@@ -189,6 +191,8 @@ def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channe
         MAP_P=min(P, 128),
         num_warps=row.num_warps,
         programs_per_sm=row.programs_per_sm,
+        # For many channels ptxas spills a word to fit another program on an SM, and maps then have few programs.
+        max_registers=_LATE_REGISTERS if C > 512 else 0,
     )
 
 

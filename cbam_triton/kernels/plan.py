@@ -57,6 +57,8 @@ class Plan:
             return _tuned(kernel, self.rows, stages)[grid], constants
         sizes = row.constants(*stages)
         constants |= {**sizes, "num_warps": row.num_warps}
+        if row.max_registers and torch.version.hip is None:
+            constants["maxnreg"] = row.max_registers
         return kernel[(self.problem.N * tiles(self.problem, sizes),)], constants
 
 
@@ -139,7 +141,11 @@ def plan(
 @functools.cache
 def _tuned(kernel: Any, rows: tuple[Config, ...], stages: tuple[str, ...]) -> Any:
     # The rows are those of a class, so one class is timed once.
-    configs = [triton.Config(row.constants(*stages), num_warps=row.num_warps) for row in rows]
+    limits = [row.max_registers or None if torch.version.hip is None else None for row in rows]
+    configs = [
+        triton.Config(row.constants(*stages), num_warps=row.num_warps, maxnreg=limit)
+        for row, limit in zip(rows, limits, strict=True)
+    ]
     counts = "counters_ptr" in kernel.arg_names
     zeroed = [name for name in ("counters_ptr", "hidden_ptr", "dh_ptr") if counts and name in kernel.arg_names]
     return triton.autotune(configs, key=[], reset_to_zero=zeroed or None)(kernel)
