@@ -5,6 +5,8 @@ Common to all functions:
 Shapes: x (N, C, H, W) in float16, bfloat16, float32 or float64, NCHW or channels_last; fc1_weight (R, C), fc2_weight
 (C, R), conv_weight (1, 2, K, K) with K odd, its input channels being [mean, max]; biases (R,), (C,), (1,) or None.
 Parameters have x's dtype or float32. Results have x's dtype and memory format.
+Autocast: kernels ignore it, read x and parameters in their own dtypes and accumulate in float32 (float64 for float64
+x); the reference's linear layers and convolution follow it. Either way results have x's dtype, as eager CBAM's.
 Strides: kernels read x as it lies as long as its pixels are evenly spaced (stride_h = W * stride_w), so any slice of N
 or C is free; anything else, such as a crop, is copied once to a dense tensor in x's suggested memory format.
 Norm: None or any callable on the logits (N, 1, H, W). An `nn.BatchNorm2d` in eval mode is folded into the kernels; any

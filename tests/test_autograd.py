@@ -121,7 +121,7 @@ def test_a_backward_without_norm_is_one_memset_and_two_kernels(relu, monkeypatch
     with settings(schedule="wavefront"):
         by_sum_of_squares(module, x, *([residual] if relu else []))
     assert seen.kernels == ["backward_wavefront", "weight_gradients_kernel"]
-    work = seen.operators - Counter({name: 1 << 20 for name in ALLOCATIONS})
+    work = seen.operators - Counter(dict.fromkeys(ALLOCATIONS, 1 << 20))
     assert work.pop("zeros") == 1
     assert work.total() <= 4, f"small operators besides the kernels: {dict(work)}"
 
@@ -256,6 +256,13 @@ def test_under_autocast_the_layer_is_as_good_as_eager(backend, dtype, training, 
     for part in (slice(0, 1), slice(1, None)):  # x; the parameters, of which some are too few to be judged alone
         ulp = torch.finfo(found[part][0].dtype).eps
         assert rms(found[part], right[part]) <= 2 * rms(theirs[part], right[part]) + ulp
+
+
+def test_kernels_ignore_autocast(device):
+    module, x, residual = block(device)
+    expected = by_sum_of_squares(module, x, residual)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        assert_same(by_sum_of_squares(module, x, residual), expected)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
