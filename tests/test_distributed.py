@@ -123,8 +123,7 @@ def of_two_processes(tmp_path_factory, device):
 @of_interpreted_exp
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_two_processes_end_where_one_ends(case, of_two_processes, device):
-    backend, norm = case
-    net = Net(norm, False, device)
+    net = Net(case[1], False, device)
     start = copy.deepcopy(net.state_dict())
     with settings(backend="reference"):
         expected = trained(net, net, slice(None))
