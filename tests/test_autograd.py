@@ -22,7 +22,7 @@ pytest.importorskip("triton")
 from cbam_triton.kernels import call, gradients
 
 from .cases import FORMATS, both_formats, both_schedules, normal, of_interpreted_exp
-from .errors import assert_as_good_as_eager, assert_same
+from .errors import assert_as_good_as_eager, assert_gradients_as_good_as_eager, assert_same
 from .published import randomised
 
 pytestmark = [
@@ -224,14 +224,6 @@ def test_inductor_trains_through_the_kernels(memory_format, device):
     assert found[0].stride() == x.stride()
 
 
-def rms(tensors, exact):
-    """Root mean square error of tensors, each on the scale of the largest of its exact values."""
-    parts = [
-        (tensor.double() - right).flatten() / right.abs().max() for tensor, right in zip(tensors, exact, strict=True)
-    ]
-    return torch.cat(parts).square().mean().sqrt().item()
-
-
 def with_convolution_flipped(gradients):
     """The published form's gradients in the layout of ours: the convolution's inputs change places."""
     return [*gradients[:5], gradients[5].flip(1), *gradients[6:]]
@@ -252,10 +244,7 @@ def test_under_autocast_the_layer_is_as_good_as_eager(backend, dtype, training, 
         assert y.dtype == timm(x).dtype == dtype
     assert_as_good_as_eager(y, eager, exact)
     right, theirs = (with_convolution_flipped(gradients) for gradients in (right, theirs))
-    assert [gradient.dtype for gradient in found] == [gradient.dtype for gradient in theirs]
-    for part in (slice(0, 1), slice(1, None)):  # x; the parameters, of which some are too few to be judged alone
-        ulp = torch.finfo(found[part][0].dtype).eps
-        assert rms(found[part], right[part]) <= 2 * rms(theirs[part], right[part]) + ulp
+    assert_gradients_as_good_as_eager(found, theirs, right)
 
 
 def test_kernels_ignore_autocast(device):
