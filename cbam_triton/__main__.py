@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cbam_triton",
         description="Run CBAM by every backend and schedule of this machine on a real photograph's feature maps, "
-        "compare each with fp64, time what can be timed, and draw the gates.",
+        "compare results and gradients with fp64, time what can be timed, and draw the gates.",
         epilog="python -m cbam_triton train: train a small network instead; its options: train --help",
     )
     parser.add_argument("--image", metavar="FILE", help="a photograph (default: scikit-learn's sample)")
@@ -101,7 +101,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     (output / "report.txt").write_text(f"{heading}\n{choices}\n\n{text}\n")
     viz.draw(views[0], outcome.gates, output / "attention.png")
     print(f"\nWrote {output / 'attention.png'} and {output / 'report.txt'}.")
-    return 0 if all(row.agreement.ok for row in outcome.rows) else 1
+    return 0 if all(row.ok for row in outcome.rows) else 1
 
 
 def run_train(arguments: argparse.Namespace) -> int:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from . import CBAM, AttentionMaps, settings
-from .compare import Agreement, CompileFailed, Timing, agreement, compiled, interleaved
-from .forms import jongchan_like, timm_like
+from .compare import Agreement, CompileFailed, Timing, agreement, compiled, gradient_agreement, interleaved
+from .forms import JONGCHAN_NAMES, JongchanCBAM, jongchan_like, timm_like
 from .photo import STAGES, Stage, feature_maps, make_layer
 from .settings import Backend, Schedule
 
@@ -22,8 +22,8 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 REFERENCE: tuple[Backend, Schedule | None] = ("reference", None)
 KERNELS: tuple[tuple[Backend, Schedule | None], ...] = (("triton", "staged"), ("triton", "wavefront"))
 # The interpreter needs about a second for 10^5 elements: one sample, cut to this many channels and pixels a side.
-CROP_CHANNELS = 128
-CROP_SIDE = 14
+CROP_CHANNELS = 64
+CROP_SIDE = 10
 
 
 class Progress(Protocol):
@@ -52,6 +52,7 @@ class Row:
     backend: Backend
     schedule: Schedule | None
     agreement: Agreement
+    gradients: Agreement
     timing: Timing | None = None
     over_eager: str = "-"
     over_compiled: str = "-"
@@ -63,6 +64,11 @@ class Row:
         """Backend and schedule in words."""
         return f"{self.backend} {self.schedule or ''}".rstrip()
 
+    @property
+    def ok(self) -> bool:
+        """Whether the result and all gradients are right."""
+        return self.agreement.ok and self.gradients.ok
+
 
 @dataclass
 class Outcome:
@@ -71,6 +77,16 @@ class Outcome:
     rows: list[Row] = field(default_factory=list)
     gates: dict[Stage, AttentionMaps] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+
+
+class _Yardstick(NamedTuple):
+    """What a map's results are compared with: the published form's at the same dtype, and fp64's."""
+
+    eager: Tensor
+    want: Tensor
+    dy: Tensor
+    eager_gradients: dict[str, Tensor]
+    want_gradients: dict[str, Tensor]
 
 
 class _CompileBudget:
@@ -99,6 +115,27 @@ def run_with(backend: Backend, schedule: Schedule | None, layer: CBAM, x: Tensor
         return layer(x)
 
 
+def gradients_with(
+    backend: Backend, schedule: Schedule | None, layer: CBAM, x: Tensor, dy: Tensor
+) -> dict[str, Tensor]:
+    """Gradients of sum(y * dy) by one backend and schedule: "x", and the layer's parameters by name."""
+    return _gradients(partial(run_with, backend, schedule, layer), layer, x, dy)
+
+
+def published_gradients(form: JongchanCBAM, x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+    """What `gradients_with` gives, by the published form that has the layer's weights."""
+    found = _gradients(form, form, x, dy)
+    found["conv.weight"] = found["conv.weight"].flip(1)  # its inputs are [max, mean]
+    return {JONGCHAN_NAMES.get(name, name): gradient for name, gradient in found.items()}
+
+
+def _gradients(function, module, x, dy) -> dict[str, Tensor]:
+    leaves = {"x": x.detach().requires_grad_(), **dict(module.named_parameters())}
+    with torch.enable_grad():
+        found = torch.autograd.grad(function(leaves["x"]), list(leaves.values()), dy)
+    return dict(zip(leaves, found, strict=True))
+
+
 def check_stage(
     views: Tensor, stage: Stage, layout: str, machine: Machine, budget: _CompileBudget, progress: Progress
 ) -> Iterator[Row]:
@@ -115,28 +152,45 @@ def _compare(maps, layout, machine, contenders, budget, progress) -> Iterator[Ro
     """Compare contenders on a map; time those that agree if there is a budget for the compiled form."""
     layer = make_layer(maps).to(machine.device, machine.dtype)
     x = maps.to(machine.device, machine.dtype).contiguous(memory_format=LAYOUTS[layout])
-    published, timm = jongchan_like(layer), timm_like(layer)
-    want = run_with("reference", None, copy.deepcopy(layer).double(), x.double())
-    eager = published(x)
+    yardstick = _yardstick(layer, x)
     shape = "x".join(map(str, x.shape))
     rows = []
     for backend, schedule in contenders:
         progress.set_description(f"{shape} {layout}: {backend} {schedule}".removesuffix(" None"))
-        found = agreement(run_with(backend, schedule, layer, x), eager, want)
-        rows.append(Row(shape, layout, backend, schedule, found, crop=budget is None))
+        result = agreement(run_with(backend, schedule, layer, x), yardstick.eager, yardstick.want)
+        found = gradients_with(backend, schedule, layer, x, yardstick.dy)
+        gradients = gradient_agreement(found, yardstick.eager_gradients, yardstick.want_gradients)
+        rows.append(Row(shape, layout, backend, schedule, result, gradients, crop=budget is None))
         if budget is None:
             yield rows[-1]
-    if budget is None:
-        return
-    progress.set_description(f"{shape} {layout}: torch.compile of timm's form")
-    calls = {"published": partial(published, x)}
-    right, function = False, budget.compile(timm, x)
+    if budget is not None:
+        progress.set_description(f"{shape} {layout}: torch.compile of timm's form")
+        _time(rows, layer, x, yardstick, budget)
+        yield from rows
+
+
+def _yardstick(layer: CBAM, x: Tensor) -> _Yardstick:
+    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(x)
+    exact, published = copy.deepcopy(layer).double(), jongchan_like(layer)
+    return _Yardstick(
+        published(x),
+        run_with("reference", None, exact, x.double()),
+        dy,
+        published_gradients(published, x, dy),
+        gradients_with("reference", None, exact, x.double(), dy.double()),
+    )
+
+
+def _time(rows: list[Row], layer: CBAM, x: Tensor, yardstick: _Yardstick, budget: _CompileBudget) -> None:
+    """Time rows that agree, the published form and, if the budget has time for it, timm's compiled."""
+    calls = {"published": partial(jongchan_like(layer), x)}
+    right, function = False, budget.compile(timm_like(layer), x)
     if function is not None:
-        right = agreement(function(x), eager, want).ok
+        right = agreement(function(x), yardstick.eager, yardstick.want).ok
         if right:
             calls["compiled"] = partial(function, x)
     for row in rows:
-        if row.agreement.ok:
+        if row.ok:
             calls[row.name] = partial(run_with, row.backend, row.schedule, layer, x)
     timings = interleaved(calls, x.device, seconds=0.3)
     for row in rows:
@@ -148,7 +202,6 @@ def _compare(maps, layout, machine, contenders, budget, progress) -> Iterator[Ro
                 row.over_compiled = f"{timings['compiled'].median / row.timing.median:.2f}x"
             else:
                 row.over_compiled = "wrong" if function else "failed" if budget.failure else "skipped"
-        yield row
 
 
 def row_count(machine: Machine) -> int:

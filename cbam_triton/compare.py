@@ -32,9 +32,13 @@ class Agreement(NamedTuple):
 
 def worst_error(got: Tensor, want: Tensor) -> float:
     """Largest |got - want| in fp64; infinite where one is NaN or infinite and the other is not the same."""
+    return _distance(got, want).max().item() if want.numel() else 0.0
+
+
+def _distance(got, want):
     got = got.double()
     distance = torch.where((got == want) | (got.isnan() & want.isnan()), 0.0, (got - want).abs())
-    return distance.nan_to_num(nan=float("inf")).max().item() if distance.numel() else 0.0
+    return distance.nan_to_num(nan=float("inf"))
 
 
 def agreement(got: Tensor, eager: Tensor, want: Tensor) -> Agreement:
@@ -43,6 +47,26 @@ def agreement(got: Tensor, eager: Tensor, want: Tensor) -> Agreement:
     exponent = floor(log2(scale)) if scale > 0 and isfinite(scale) else 0
     ulp = torch.finfo(got.dtype).eps * 2.0**exponent
     return Agreement(worst_error(got, want), worst_error(eager, want), ulp)
+
+
+def gradient_agreement(got: Mapping[str, Tensor], eager: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> Agreement:
+    """The worst of three comparisons of gradients by name: x's, those of `channel.` and those of `spatial.`.
+
+    Errors are root mean squares, each tensor's on the scale of its largest exact value: an arg-max that rounding moves
+    moves single values, and a parameter of one number is as near to the exact one as luck has it.
+    """
+    parts = dict.fromkeys(name.partition(".")[0] for name in want)
+    found = []
+    for part in parts:
+        names = [name for name in want if name.partition(".")[0] == part]
+        eps = max(torch.finfo(got[name].dtype).eps for name in names)
+        found.append(Agreement(_rms_error(got, want, names), _rms_error(eager, want, names), eps))
+    return max(found, key=lambda one: (not one.ok, one.ratio))
+
+
+def _rms_error(got, want, names):
+    scaled = [_distance(got[name], want[name]).flatten() / (want[name].abs().max().item() or 1.0) for name in names]
+    return torch.cat(scaled).square().mean().sqrt().item()
 
 
 class Timing(NamedTuple):

@@ -6,6 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# The authors' form's parameters under the names of a `cbam_triton.CBAM`'s; the convolution's inputs change places.
+JONGCHAN_NAMES = {
+    "mlp.1.weight": "channel.fc1.weight",
+    "mlp.1.bias": "channel.fc1.bias",
+    "mlp.3.weight": "channel.fc2.weight",
+    "mlp.3.bias": "channel.fc2.bias",
+    "conv.weight": "spatial.conv.weight",
+    "norm.weight": "spatial.norm.weight",
+    "norm.bias": "spatial.norm.bias",
+}
+
 
 class JongchanCBAM(nn.Module):
     """The authors' form: pooling over the whole map, linear layers, [max, mean] stacked, batch norm.
@@ -61,13 +72,8 @@ def jongchan_like(layer: nn.Module) -> JongchanCBAM:
     hidden, channels = state["channel.fc1.weight"].shape
     form = JongchanCBAM(channels, kernel_size=state["spatial.conv.weight"].shape[-1])
     form.mlp[1], form.mlp[3] = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
-    renamed = {
-        "mlp.1.weight": state["channel.fc1.weight"],
-        "mlp.1.bias": state["channel.fc1.bias"],
-        "mlp.3.weight": state["channel.fc2.weight"],
-        "mlp.3.bias": state["channel.fc2.bias"],
-        "conv.weight": state["spatial.conv.weight"].flip(1),
-    }
+    renamed = {name: state[own] for name, own in JONGCHAN_NAMES.items()}
+    renamed["conv.weight"] = renamed["conv.weight"].flip(1)
     return _loaded(form, renamed, state, layer.training)
 
 

@@ -11,14 +11,15 @@ Options: `channel_pools`, some of "avg", "max", "lp" (the 2-norm) and "lse" (log
 `spatial_pools`, some of "mean" and "max"; `arrangement`, "channel_first", "spatial_first" (the channel gate is of what
 the spatial one leaves) or "parallel" (both gates are of x); `gate`, "sigmoid" or "hard_sigmoid"; `light`, the half of
 the sum of both pools instead of both.
+Autocast: kernels ignore it, read x and parameters in their own dtypes and accumulate in float32 (float64 for float64
+x); the reference's linear layers and convolution follow it. Either way results have x's dtype, as eager CBAM's.
 Strides: kernels read x as it lies as long as its pixels are evenly spaced (stride_h = W * stride_w), so any slice of N
 or C is free; anything else, such as a crop, is copied once to a dense tensor in x's suggested memory format.
 Norm: None or any callable on the logits (N, 1, H, W). PyTorch's batch norms are part of the kernels: in eval mode by
 their fixed statistics, in training mode by the batch's, and their buffers are updated as they do it. Any other norm is
 called between two launches where no gradient is needed.
 Backend: the reference runs in export and tracing, under forward-mode and `torch.func` transforms, for K above 15, for
-the pools "lp" and "lse", for spatial_first, for a `descriptor`, where a gradient is needed through a norm other than a
-batch norm, and, unless `settings(backend="triton")`, for dtypes and devices that kernels do not take.
+the pools "lp" and "lse", for a `descriptor`, where a gradient is needed through a norm other than a batch norm, and, unless `settings(backend="triton")`, for dtypes and devices that kernels do not take.
 Raises: ValueError for shapes, devices and options, TypeError for dtypes, RuntimeError for a Triton backend that cannot
 run.
 """

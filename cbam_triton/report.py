@@ -15,7 +15,7 @@ from . import CBAM
 from .check import Machine, Outcome, Row
 from .kernels import device as kernel_device
 
-HEADER = ("shape", "layout", "backend", "schedule", "error/eager", "", "time", "vs eager", "vs compiled")
+HEADER = ("shape", "layout", "backend", "schedule", "error/eager", "gradients", "", "time", "vs eager", "vs compiled")
 
 
 def environment(machine: Machine, why_interpreted: str | None) -> str:
@@ -56,21 +56,19 @@ def table(rows: list[Row]) -> str:
     """Aligned plain text, one line a row."""
     lines: list[tuple[str, ...]] = [HEADER]
     for row in rows:
-        found = row.agreement
         if row.timing:
             time = f"{row.timing.median * 1e3:.3f} ms{' ~' if row.noisy else ''}"
         else:
             time = "interpreted, not timed" if row.crop else "not timed"
         shape = f"{row.shape} crop" if row.crop else row.shape
-        verdict = "ok" if found.ok else "DISAGREES"
+        verdict = "ok" if row.ok else "DISAGREES"
+        errors = (f"{row.agreement.ratio:.2f}", f"{row.gradients.ratio:.2f}")
         speeds = ("", "") if row.crop else (row.over_eager, row.over_compiled)
-        lines.append(
-            (shape, row.layout, row.backend, row.schedule or "-", f"{found.ratio:.2f}", verdict, time, *speeds)
-        )
+        lines.append((shape, row.layout, row.backend, row.schedule or "-", *errors, verdict, time, *speeds))
     if not any(row.timing for row in rows):
-        lines = [line[:7] for line in lines]
+        lines = [line[:8] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    right = {4, 7, 8}
+    right = {4, 5, 8, 9}
     text = []
     for line in lines:
         columns = enumerate(zip(line, widths, strict=True))
@@ -80,12 +78,19 @@ def table(rows: list[Row]) -> str:
 
 def verdict(outcome: Outcome) -> str:
     """One sentence: how many rows agree with fp64, by which rule."""
-    wrong = [row for row in outcome.rows if not row.agreement.ok]
-    rule = "error against fp64 at most twice eager's own, plus one ulp of the output's scale"
+    wrong = [row for row in outcome.rows if not row.ok]
+    rule = (
+        "error against fp64 at most twice that of the published eager form, plus one ulp of the output's scale; so the "
+        "gradients of x and of both attentions' parameters, by root mean square"
+    )
     if not wrong:
         return f"All {len(outcome.rows)} rows agree ({rule})."
-    names = "; ".join(f"{row.shape} {row.layout} {row.name}" for row in wrong)
+    names = "; ".join(f"{row.shape} {row.layout} {row.name}{_what(row)}" for row in wrong)
     return f"{len(wrong)} of {len(outcome.rows)} rows DISAGREE ({rule}): {names}."
+
+
+def _what(row: Row) -> str:
+    return " (gradients)" if row.agreement.ok else ""
 
 
 def _version(package: str) -> str:

@@ -1,5 +1,7 @@
 """`python -m cbam_triton`: the report, the picture, the exit status, the errors."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -10,7 +12,8 @@ import torch
 
 from cbam_triton import __main__ as command
 from cbam_triton import check
-from cbam_triton.compare import agreement, interleaved
+from cbam_triton.compare import agreement, gradient_agreement, interleaved
+from cbam_triton.forms import jongchan_like
 from cbam_triton.kernels import device
 from cbam_triton.photo import Stage, feature_maps, load_photograph, make_layer, square_views
 
@@ -21,32 +24,48 @@ pytestmark = pytest.mark.skipif(
 SMALL = (Stage("stage 1", 32, 8), Stage("stage 4", 64, 7))
 
 
-@pytest.fixture
-def small(monkeypatch, tmp_path):
-    """The command's arguments for a check of two small stages."""
+def _shrink(monkeypatch, folder):
     monkeypatch.setattr(command, "STAGES", SMALL)
     monkeypatch.setattr(check, "STAGES", SMALL)
     monkeypatch.setattr(check, "CROP_CHANNELS", 16)
     monkeypatch.setattr(check, "CROP_SIDE", 6)
-    return ["--output", str(tmp_path / "report"), "--compile-seconds", "0", "--device", "cpu"]
+    return ["--output", str(folder), "--compile-seconds", "0", "--device", "cpu"]
 
 
-def test_the_sample_photograph_passes(small, tmp_path, capsys):
-    assert command.main(small) == 0
-    text = capsys.readouterr().out
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """The command's arguments for a check of two small stages."""
+    return _shrink(monkeypatch, tmp_path / "report")
+
+
+@pytest.fixture(scope="module")
+def passed(tmp_path_factory):
+    """Exit status, text and folder of a check of two small stages."""
+    folder = tmp_path_factory.mktemp("passed") / "report"
+    text = io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(text):
+        status = command.main(_shrink(monkeypatch, folder))
+    return status, text.getvalue(), folder
+
+
+def test_the_sample_photograph_passes(passed):
+    status, text, folder = passed
+    assert status == 0
     for word in ("torch", "triton", "numpy", "china.jpg", "1x32x8x8", "channels_last", "reference", "error/eager"):
         assert word in text
+    assert "gradients" in text
     assert "agree" in text
     assert "DISAGREE" not in text
-    assert (tmp_path / "report" / "attention.png").read_bytes()[:4] == b"\x89PNG"
-    assert "1x32x8x8" in (tmp_path / "report" / "report.txt").read_text()
+    assert (folder / "attention.png").read_bytes()[:4] == b"\x89PNG"
+    assert "1x32x8x8" in (folder / "report.txt").read_text()
 
 
-def test_interpreted_rows_are_crops_without_a_time(small, capsys):
+def test_interpreted_rows_are_crops_without_a_time(passed):
     if device.missing() is not None or not device.interpreted():
         pytest.skip("kernels are not interpreted here")
-    assert command.main(small) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if " triton " in line and "x6x6 crop" in line]
+    status, text, _ = passed
+    assert status == 0
+    rows = [line for line in text.splitlines() if " triton " in line and "x6x6 crop" in line]
     assert len(rows) == len(SMALL) * 2 * 2
     assert all("interpreted, not timed" in row and " ms" not in row for row in rows)
 
@@ -59,10 +78,52 @@ def test_a_wrong_backend_is_exit_status_1(small, monkeypatch, capsys):
         return y * 1.001 if x.dtype != torch.float64 and x.is_contiguous() else y
 
     monkeypatch.setattr(check, "run_with", wrong)
+    monkeypatch.setattr(check, "STAGES", SMALL[:1])
     assert command.main(small) == 1
     text = capsys.readouterr().out
     assert "DISAGREES" in text
     assert "not timed" in text
+
+
+@pytest.mark.parametrize("name", ["x", "spatial.norm.weight"])
+def test_a_wrong_gradient_is_exit_status_1(name, small, monkeypatch, capsys):
+    right = check.gradients_with
+
+    def wrong(backend, schedule, layer, x, dy):
+        found = right(backend, schedule, layer, x, dy)
+        return found if x.dtype == torch.float64 else found | {name: found[name] * 1.001}
+
+    monkeypatch.setattr(check, "gradients_with", wrong)
+    monkeypatch.setattr(check, "KERNELS", ())
+    assert command.main(small) == 1
+    text = capsys.readouterr().out
+    assert "DISAGREES" in text
+    assert "reference (gradients)" in text
+
+
+def test_gradients_of_every_parameter_are_compared():
+    x = feature_maps(square_views(load_photograph(None), 1, side=64), SMALL[0])
+    layer = make_layer(x)
+    found = check.gradients_with("reference", None, layer, x, x)
+    assert list(found) == ["x", *(name for name, _ in layer.named_parameters())]
+    published = check.published_gradients(jongchan_like(layer), x, x)
+    torch.testing.assert_close(published, found, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_are_judged_by_root_mean_square_and_by_part():
+    want = {"x": torch.linspace(1, 2, 1000).double(), "spatial.norm.bias": torch.tensor([4.0]).double()}
+    single = {name: tensor.float() for name, tensor in want.items()}
+    assert gradient_agreement(single, single, want).ok
+    moved = single | {"x": single["x"].clone()}
+    moved["x"][0] += 0.01
+    also = single | {"x": single["x"].clone()}
+    also["x"][7] += 0.01
+    assert gradient_agreement(moved, also, want).ok, "eager moved another arg-max"
+    assert gradient_agreement(moved, also, want).ratio == pytest.approx(1, rel=1e-3)
+    assert not gradient_agreement(moved, single, want).ok
+    bias = single | {"spatial.norm.bias": torch.tensor([4.01])}
+    assert not gradient_agreement(bias, also, want).ok, "a part that is wrong hides behind no other"
+    assert not gradient_agreement(single | {"x": single["x"] * float("nan")}, also, want).ok
 
 
 def test_a_nan_never_agrees():
