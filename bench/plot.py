@@ -34,12 +34,12 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def draw(rows: list[dict[str, str]], out: Path) -> None:
-    """One panel for each dtype and layout, one group of bars for each shape, one bar for each form."""
+    """One panel for each dtype, layout and pass, one group of bars for each shape, one bar for each form."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     baseline = "timm_compiled" if any(row["over_timm_compiled"] for row in rows) else "timm"
-    panels = list(dict.fromkeys((row["dtype"], row["layout"]) for row in rows))
+    panels = list(dict.fromkeys(_panel(row) for row in rows))
     forms = [form for form in FORMS if any(row["form"] == form for row in rows)]
     shapes = list(dict.fromkeys(_shape(row) for row in rows))
     figure = Figure(figsize=(max(6.0, 2.2 + 1.5 * len(shapes)), 0.9 + 2.5 * len(panels)), dpi=130, layout="constrained")
@@ -47,7 +47,7 @@ def draw(rows: list[dict[str, str]], out: Path) -> None:
     axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     width = 0.84 / len(forms)
     for axis, panel in zip(axes, panels, strict=True):
-        here = {(_shape(row), row["form"]): row for row in rows if (row["dtype"], row["layout"]) == panel}
+        here = {(_shape(row), row["form"]): row for row in rows if _panel(row) == panel}
         for i, form in enumerate(forms):
             at = [j for j, shape in enumerate(shapes) if here.get((shape, form), {}).get(f"over_{baseline}")]
             speeds = [float(here[shapes[j], form][f"over_{baseline}"]) for j in at]
@@ -55,7 +55,7 @@ def draw(rows: list[dict[str, str]], out: Path) -> None:
             bars = axis.bar(left, speeds, width * 0.92, color=COLOURS[FORMS.index(form)], label=form)
             axis.bar_label(bars, fmt="%.2f", fontsize=6.5, padding=1.5, rotation=90)
         axis.axhline(1, color="black", linewidth=0.8, linestyle=":", zorder=0)
-        axis.set_title(f"{panel[0]}, {panel[1]}", fontsize=10, loc="left")
+        axis.set_title(panel, fontsize=10, loc="left")
         axis.set_ylabel("speed", fontsize=9)
         axis.margins(y=0.18)
         axis.spines[["top", "right"]].set_visible(False)
@@ -70,6 +70,10 @@ def draw(rows: list[dict[str, str]], out: Path) -> None:
         fontsize=10,
     )
     figure.savefig(out)
+
+
+def _panel(row: dict[str, str]) -> str:
+    return ", ".join((row["dtype"], row["layout"], row["pass"]))
 
 
 def _shape(row: dict[str, str]) -> str:

@@ -1,6 +1,7 @@
 """Time the module on this device against the published form, timm's form and torch.compile of timm's form.
 
-Everything that is timed has agreed with fp64 first. Every ratio is within one run: the contenders take turns.
+The forward pass in eval mode, or forward and backward in training mode. Everything that is timed has agreed with fp64
+first. Every ratio is within one run: the contenders take turns.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import functools
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ from torch import Tensor
 
 import cbam_triton
 from cbam_triton import CBAM
-from cbam_triton.compare import CompileFailed, agreement, compiled, interleaved
+from cbam_triton.compare import Agreement, CompileFailed, agreement, compiled, interleaved, rms_agreement
 from cbam_triton.kernels import device as kernel_device
 
 from .forms import jongchan_like, timm_like
@@ -34,12 +36,12 @@ SHAPES = {
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 COLUMNS = (
-    "device", "dtype", "layout", "n", "c", "h", "w", "form", "error_over_eager", "median_us", "quartiles_us",
+    "device", "dtype", "layout", "n", "c", "h", "w", "pass", "form", "error_over_eager", "median_us", "quartiles_us",
     "gigabytes_per_second", "over_published", "over_timm", "over_timm_compiled", "note",
     "python", "torch", "triton", "cbam_triton",
 )  # fmt: skip
-# Passes over x that no implementation can avoid: one read, one write.
-LEAST_PASSES = 2
+# Passes over x that no implementation can avoid: x read, y written; then x and dy read, dx written.
+LEAST_PASSES = {"forward": 2, "forward+backward": 5}
 
 Form = Callable[[Tensor], Tensor]
 
@@ -55,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="samples in the sets' shapes (default: 32 on a GPU, 4 on a CPU)")
     parser.add_argument("--layout", nargs="+", choices=tuple(LAYOUTS), default=list(LAYOUTS))
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each line's measurement (default: 2)")
+    parser.add_argument("--backward", action="store_true", help="forward and backward in training mode, not forward")
     parser.add_argument("--no-compile", action="store_true", help="leave out everything that needs torch.compile")
     parser.add_argument("--out", type=Path, default=Path("results.csv"), help="default: %(default)s")
 
@@ -80,9 +83,10 @@ def main(arguments: argparse.Namespace) -> int:
         for dtype in dtypes:
             for shape in shapes:
                 for layout in arguments.layout:
-                    print(f"\n{'x'.join(map(str, shape))} {dtype} {layout}")
+                    print(f"\n{'x'.join(map(str, shape))} {dtype} {layout}{', with backward' * arguments.backward}")
                     x = make_input(shape, device, getattr(torch, dtype), layout)
-                    for row in measure(x, seconds=arguments.seconds, with_compile=not arguments.no_compile):
+                    compiles = not arguments.no_compile
+                    for row in measure(x, arguments.backward, seconds=arguments.seconds, with_compile=compiles):
                         sizes = dict(zip("nchw", shape, strict=True))
                         row = {**facts, "dtype": dtype, "layout": layout, **sizes, **row}
                         writer.writerow(row)
@@ -132,6 +136,12 @@ def make_input(shape: tuple[int, int, int, int], device: torch.device, dtype: to
     return x.to(device, dtype).contiguous(memory_format=LAYOUTS[layout])
 
 
+def make_dy(x: Tensor) -> Tensor:
+    """A seeded gradient for the result on x, in x's dtype and layout."""
+    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    return torch.empty_like(x).copy_(dy)
+
+
 def make_layer(x: Tensor) -> CBAM:
     """A seeded CBAM in eval mode for x, with batch-norm statistics that are not 0 and 1."""
     with torch.random.fork_rng(devices=[]):
@@ -176,40 +186,90 @@ def contenders(layer: CBAM, with_compile: bool) -> dict[str, Form | torch.nn.Mod
     return forms
 
 
-@torch.no_grad()
-def measure(x: Tensor, *, seconds: float, with_compile: bool) -> Iterator[dict[str, Any]]:
+def measure(x: Tensor, backward: bool = False, *, seconds: float, with_compile: bool) -> Iterator[dict[str, Any]]:
     """Check every form on x, then time those that agree, taking turns; a dict of CSV cells for each."""
-    layer = make_layer(x)
-    want = with_settings(copy.deepcopy(layer).double(), backend="reference")(x.double())
+    layer = make_layer(x).train(backward)
+    dy = make_dy(x) if backward else None
+    x = x.detach().requires_grad_(backward)
     forms = contenders(layer, with_compile)
-    eager = forms["published"](x)
+    owners = {name: form if isinstance(form, torch.nn.Module) else layer for name, form in forms.items()}
+    truths = _truths(layer, x, dy)
     calls, found, notes = {}, {}, {}
-    for name, form in forms.items():
-        try:
-            if name.endswith("compiled"):
-                with cbam_triton.settings(backend="auto" if kernels_run_on(x.device) else "reference"):
-                    form = _under_same_settings(compiled(form, x), x.device)
-            found[name] = agreement(form(x), eager, want)
-        except CompileFailed as error:
-            notes[name] = str(error)
-            continue
-        if found[name].ok:
-            calls[name] = lambda form=form: form(x)
-        else:
-            notes[name] = "wrong"
-    timings = interleaved(calls, x.device, seconds=seconds)
+    with torch.set_grad_enabled(backward):
+        eager = results(forms["published"], owners["published"], x, dy)
+        for name, form in forms.items():
+            try:
+                if name.endswith("compiled"):
+                    with cbam_triton.settings(backend="auto" if kernels_run_on(x.device) else "reference"):
+                        form = _under_same_settings(compiled(form, x), x.device)
+                call = functools.partial(results, form, owners[name], x, dy)
+                found[name] = _agreements(call(), eager, truths, name)
+            except CompileFailed as error:
+                notes[name] = str(error)
+                continue
+            if all(one.ok for one in found[name]):
+                calls[name] = call
+            else:
+                notes[name] = "wrong"
+        timings = interleaved(calls, x.device, seconds=seconds)
     for name in forms:
-        row: dict[str, Any] = {"form": name, "note": notes.get(name, "")}
+        row = {"pass": "forward+backward" if backward else "forward", "form": name, "note": notes.get(name, "")}
         if name in found:
-            row["error_over_eager"] = f"{found[name].ratio:.3f}"
-        if timing := timings.get(name):
-            row["median_us"] = f"{timing.median * 1e6:.2f}"
-            row["quartiles_us"] = f"{timing.spread * 1e6:.2f}"
-            row["gigabytes_per_second"] = f"{LEAST_PASSES * x.nbytes / timing.median / 1e9:.1f}"
-            for other in ("published", "timm", "timm compiled"):
-                if other in timings:
-                    row["over_" + other.replace(" ", "_")] = f"{timings[other].median / timing.median:.3f}"
-        yield row
+            row["error_over_eager"] = f"{max(one.ratio for one in found[name]):.3f}"
+        yield row | _speeds(row["pass"], name, timings, x)
+
+
+def results(form: Form, owner: torch.nn.Module, x: Tensor, dy: Tensor | None) -> tuple[Tensor, ...]:
+    """y; given dy also dx and the gradients of the owner's parameters, which all forms hold in the same order."""
+    y = form(x)
+    if dy is None:
+        return (y,)
+    return (y, *torch.autograd.grad(y, (x, *owner.parameters()), dy, materialize_grads=True))
+
+
+def _truths(layer: CBAM, x: Tensor, dy: Tensor | None) -> dict[str, tuple[Tensor, ...]]:
+    """The results in fp64: y is the module's; gradients are each form's own, since timm's amax splits them at ties."""
+    wide = copy.deepcopy(layer).double()
+    forms: dict[str, Any] = {"ours": with_settings(wide, backend="reference")}
+    if dy is None:
+        with torch.no_grad():
+            return {"ours": results(forms["ours"], wide, x.double(), None)}
+    forms |= {"published": jongchan_like(wide), "timm": timm_like(wide)}
+    x = x.detach().double().requires_grad_()
+    return {name: results(form, wide if name == "ours" else form, x, dy.double()) for name, form in forms.items()}
+
+
+def _agreements(got, eager, truths, name) -> list[Agreement]:
+    """Of y; given gradients also of dx and of all parameters' together, since one number has no RMS to speak of."""
+    found = [agreement(got[0], eager[0], truths["ours"][0])]
+    if len(got) > 1:
+        own, published = truths[name.split()[0]], truths["published"]
+        found.append(rms_agreement(got[1], own[1], eager[1], published[1]))
+        joined = (_joined(got, own), _joined(own, own), _joined(eager, published), _joined(published, published))
+        found.append(rms_agreement(*joined))
+    return found
+
+
+def _joined(results: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> Tensor:
+    """The parameters' gradients as one vector in which each has the same weight."""
+    scales = (want.double().square().mean().sqrt() or 1.0 for want in truth[2:])
+    parts = [(one / scale).flatten() for one, scale in zip(results[2:], scales, strict=True)]
+    return torch.cat(parts)
+
+
+def _speeds(which, name, timings, x) -> dict[str, str]:
+    if name not in timings:
+        return {}
+    own = timings[name]
+    speeds = {
+        "median_us": f"{own.median * 1e6:.2f}",
+        "quartiles_us": f"{own.spread * 1e6:.2f}",
+        "gigabytes_per_second": f"{LEAST_PASSES[which] * x.nbytes / own.median / 1e9:.1f}",
+    }
+    for other in ("published", "timm", "timm compiled"):
+        if other in timings:
+            speeds["over_" + other.replace(" ", "_")] = f"{timings[other].median / own.median:.3f}"
+    return speeds
 
 
 def _under_same_settings(form, device):

@@ -69,6 +69,19 @@ def _rms_error(got, want, names):
     return torch.cat(scaled).square().mean().sqrt().item()
 
 
+def rms_error(got: Tensor, want: Tensor) -> float:
+    """Root of the mean squared |got - want| in fp64; infinite where `got` has a NaN or an infinity."""
+    if not got.numel():
+        return 0.0
+    return (got.double() - want).square().mean().sqrt().nan_to_num(nan=float("inf"), posinf=float("inf")).item()
+
+
+def rms_agreement(got: Tensor, want: Tensor, eager: Tensor, eager_want: Tensor) -> Agreement:
+    """Compare by RMS, as gradients must be: a rounded arg-max may send one elsewhere. Each has its own fp64 `want`."""
+    ulp = torch.finfo(got.dtype).eps * rms_error(torch.zeros_like(want), want)
+    return Agreement(rms_error(got, want), rms_error(eager, eager_want), ulp)
+
+
 class Timing(NamedTuple):
     """Seconds a call: the median of interleaved rounds and the distance of its quartiles."""
 
@@ -137,11 +150,13 @@ class CompileFailed(Exception):
 
 
 def compiled(module: torch.nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """`torch.compile(module)`, compiled for x by one call."""
+    """`torch.compile(module)`, compiled for x by one call, and by its backward pass where the result needs one."""
     torch.compiler.reset()
     function = torch.compile(module, fullgraph=True)
     try:
-        function(x)
+        y = function(x)
+        if y.requires_grad:
+            torch.autograd.grad(y, [tensor for tensor in (x, *module.parameters()) if tensor.requires_grad], y)
     except Exception as error:  # Whatever the machine's compiler raises: none of it may end the caller's table.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise CompileFailed(f"{type(error).__name__}: {lines[0] if lines else ''}"[:160]) from error

@@ -6,6 +6,7 @@ wider of x's and the weight's dtype.
 """
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from .variant import DEFAULT, Variant
 
 Norm = Callable[[Tensor], Tensor]
 
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.onnx.is_in_onnx_export)
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
@@ -168,11 +170,13 @@ def _pixels(x: Tensor) -> tuple[int, ...]:
     return tuple(range(2, x.ndim))
 
 
-# Where a gradient is needed, max(dim) and max_pool2d: they send a tie's gradient to the first index. amax splits it,
-# and its half-precision gradient compiled by Inductor is NaN.
+# Where a gradient is needed, max(dim), max_pool2d and _fused_max: they send a tie's gradient to the first index. amax
+# splits it, and its half-precision gradient compiled by Inductor is NaN.
 def _pixel_max(x: Tensor) -> Tensor:
     if not _gradient_needed(x):
         return x.amax(_pixels(x))
+    if _inductor_on_cpu(x):
+        return _fused_max(x, _pixels(x)).flatten(1)
     # Here max(dim) takes 20 times as long as max_pool2d, whose gradient is not deterministic on CUDA.
     if x.is_cpu and x.ndim == 4 and _eager_channels_last(x):
         return F.max_pool2d(x, x.shape[2:]).flatten(1)
@@ -182,9 +186,29 @@ def _pixel_max(x: Tensor) -> Tensor:
 def _channel_max(x: Tensor) -> Tensor:
     if not _gradient_needed(x):
         return x.amax(1, keepdim=True)
+    if _inductor_on_cpu(x):
+        return _fused_max(x, (1,))
     if x.ndim == 4 and _eager_channels_last(x):  # the gradient then is channels_last too
         return x.permute(0, 2, 3, 1).max(3).values[:, None]
     return x.max(1, keepdim=True).values
+
+
+def _fused_max(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """max over dims, kept, without the arg-max and the scatter of max(dim), of which Inductor makes slow code."""
+    sizes = [size if dim in dims else 1 for dim, size in enumerate(x.shape)]
+    # -1, -2, ...: by cumsum, which lies in memory; an arange would be computed anew, element by element.
+    order = torch.full((prod(sizes),), -1, dtype=torch.int32, device=x.device).cumsum(0, dtype=torch.int32).view(sizes)
+    # In Inductor's registers half precision is not rounded, in memory it is: a maximum of halves equals no element.
+    wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    peak = wide.amax(dims, keepdim=True)
+    # amin of a rising order would do, but keeps the partitioner from computing the mask again in the backward pass.
+    first = torch.where(wide < peak, -(2**31), order).amax(dims, keepdim=True)
+    selected = torch.where(order == first, x, 0).sum(dims, keepdim=True)
+    return torch.where(peak.isnan(), peak.to(x.dtype), selected)
+
+
+def _inductor_on_cpu(x: Tensor) -> bool:
+    return x.is_cpu and torch.compiler.is_dynamo_compiling() and not _is_exporting()
 
 
 def _pixel_norm(x: Tensor) -> Tensor:

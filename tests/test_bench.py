@@ -56,6 +56,7 @@ def test_run_writes_a_csv_and_plot_draws_it(tmp_path, capsys):
     assert {"published", "timm", "ours"} <= {row["form"] for row in rows}
     for row in rows:
         assert (row["n"], row["c"], row["h"], row["w"], row["dtype"]) == ("2", "24", "7", "5", "float32")
+        assert row["pass"] == "forward"
         assert float(row["median_us"]) > 0
         assert row["device"]
         assert row["torch"] == torch.__version__
@@ -91,6 +92,43 @@ def test_a_wrong_result_of_ours_fails_the_run(monkeypatch, tmp_path):
     assert main(["run", *TINY, "--out", str(tmp_path / "results.csv")]) == 1
 
 
+def test_run_times_the_backward_pass_too(tmp_path):
+    forward, both, merged = (tmp_path / f"{name}.csv" for name in ("forward", "both", "merged"))
+    assert main(["run", *TINY, "--out", str(forward)]) == 0
+    assert main(["run", *TINY, "--backward", "--dtype", "float32", "bfloat16", "--out", str(both)]) == 0
+    rows = list(csv.DictReader(both.read_text().splitlines()))
+    assert {row["pass"] for row in rows} == {"forward+backward"}
+    assert {(row["form"], row["dtype"]) for row in rows} >= {("ours", "bfloat16"), ("timm", "float32")}
+    for row in rows:
+        assert not row["note"]
+        assert float(row["median_us"]) > 0
+        assert 0 < float(row["error_over_eager"]) <= 2
+    pytest.importorskip("matplotlib")
+    merged.write_text(forward.read_text() + "".join(both.read_text().splitlines(keepends=True)[1:]))
+    assert main(["plot", str(merged)]) == 0
+    assert merged.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("wrong", ["x", "bias"])
+def test_a_wrong_gradient_of_ours_fails_the_run(monkeypatch, tmp_path, wrong):
+    def contenders(layer, with_compile):
+        ours = run.with_settings(layer, backend="reference")
+        if wrong == "x":
+            return right(layer, with_compile) | {"ours": lambda x: ours(x.detach() + 0.5 * (x - x.detach()))}
+        layer.channel.fc2.bias.register_hook(lambda gradient: gradient / 2)
+        return right(layer, with_compile) | {"ours": ours}
+
+    right = run.contenders
+    monkeypatch.setattr(run, "contenders", contenders)
+    out = tmp_path / "results.csv"
+    assert main(["run", *TINY, "--layout", "nchw", "--out", str(out)]) == 0
+    assert main(["run", *TINY, "--layout", "nchw", "--backward", "--out", str(out)]) == 1
+    rows = {row["form"]: row for row in csv.DictReader(out.read_text().splitlines())}
+    assert rows["ours"]["note"] == "wrong"
+    assert rows["ours"]["median_us"] == ""
+    assert rows["timm"]["median_us"]
+
+
 def test_bad_shapes_and_missing_files_are_clear_errors(tmp_path, capsys):
     assert main(["run", "--shapes", "3x4", "--out", str(tmp_path / "r.csv")]) == 2
     assert "'3x4' is neither resnet50" in capsys.readouterr().err
@@ -104,4 +142,16 @@ def test_run_times_torch_compile_too(tmp_path):
     assert main(["run", *[word for word in TINY if word != "--no-compile"], "--layout", "nchw", "--out", str(out)]) == 0
     rows = {row["form"]: row for row in csv.DictReader(out.read_text().splitlines())}
     assert rows["timm compiled"]["over_timm_compiled"] == "1.000"
+    assert float(rows["ours compiled"]["median_us"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # Inductor's own
+def test_no_time_for_the_nan_gradient_of_a_compiled_amax(tmp_path):
+    out = tmp_path / "results.csv"
+    words = [word for word in TINY if word != "--no-compile"]
+    assert main(["run", *words, "--backward", "--dtype", "float16", "--layout", "nchw", "--out", str(out)]) == 0
+    rows = {row["form"]: row for row in csv.DictReader(out.read_text().splitlines())}
+    assert rows["timm compiled"]["note"] == "wrong"
+    assert rows["timm compiled"]["error_over_eager"] == "inf"
     assert float(rows["ours compiled"]["median_us"]) > 0

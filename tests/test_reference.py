@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from cbam_triton import CBAM, settings
 from cbam_triton import reference as ref
+from cbam_triton.compare import rms_agreement
+from cbam_triton.forms import timm_like
 
 from .errors import assert_as_good_as_eager, assert_same
 from .published import published_cbam, published_channel_gate, randomised
@@ -179,3 +181,92 @@ def test_export_holds_only_pytorch_operators():
     assert not [node for node in program.graph.nodes if "cbam" in str(node.target)]
     larger = torch.randn(5, 8, 4, 4)
     torch.testing.assert_close(program.module()(larger), layer(larger))
+
+
+def tied(dtype, memory_format):
+    """A map after a ReLU: zeros, and few other values, so that most maxima are tied."""
+    x = torch.randn(2, 16, 9, 7, generator=torch.Generator().manual_seed(6)).mul(2).round().div(2).relu()
+    x[0, :, 3:5] = 0
+    return x.to(dtype).to(memory_format=memory_format)
+
+
+def gradients(layer, x):
+    """dx, then the parameters' gradients as one vector, for a seeded dy."""
+    x = x.detach().requires_grad_()
+    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(7)).to(x)
+    dx, *rest = torch.autograd.grad(layer(x), (x, *layer.parameters()), dy)
+    return dx, torch.cat([one.flatten() for one in rest])
+
+
+def gradient_agreements(compiled, eager, x):
+    """Of a compiled layer's gradients with those of the eager one, which fp64 copies judge."""
+    exact = gradients(copy.deepcopy(eager).double(), x.double())
+    found, own = gradients(compiled, x), gradients(eager, x)
+    return [rms_agreement(a, want, b, want) for a, want, b in zip(found, exact, own, strict=True)]
+
+
+@pytest.fixture
+def _fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+inductor = pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # Inductor's own
+
+
+@inductor
+@pytest.mark.slow
+@pytest.mark.usefixtures("_fresh_dynamo")
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_compiled_half_precision_gradients_are_as_good_as_eager(dtype, memory_format):
+    layer = randomised(CBAM(16)).to(dtype)
+    found = gradient_agreements(torch.compile(layer, fullgraph=True), copy.deepcopy(layer), tied(dtype, memory_format))
+    assert all(one.ok for one in found), found
+
+
+@inductor
+@pytest.mark.slow
+@pytest.mark.usefixtures("_fresh_dynamo")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_gradient_check_refuses_a_compiled_amax(dtype):
+    layer = timm_like(randomised(CBAM(16))).to(dtype)
+    found = gradient_agreements(torch.compile(layer), copy.deepcopy(layer), tied(dtype, torch.contiguous_format))
+    assert not found[0].ok
+    assert found[0].error == float("inf")
+
+
+@inductor
+@pytest.mark.slow
+@pytest.mark.usefixtures("_fresh_dynamo")
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_compiled_pools_have_the_values_and_gradients_of_eager(memory_format):
+    x = ramp(2, 6, 9, 7)
+    x[0, 1, 2, 3], x[0, 4, 5, 6], x[1, 2] = torch.inf, -torch.inf, -torch.inf
+
+    def peaks(x):
+        return torch.cat((ref.channel_pool(x)[1].flatten(), ref.spatial_pool(x)[:, 1].flatten()))
+
+    compiled = torch.compile(peaks, fullgraph=True)
+    mine, theirs = (x.clone(memory_format=memory_format).requires_grad_() for _ in range(2))
+    found, expected = compiled(mine), peaks(theirs)
+    assert_same(found, expected)
+    weights = torch.arange(1.0, 1 + found.numel())
+    found.backward(weights)
+    expected.backward(weights)
+    assert_same(mine.grad, theirs.grad)
+    x[1, 3, 8, 0] = torch.nan
+    assert_same(compiled(x.clone(memory_format=memory_format).requires_grad_()), peaks(x))
+
+
+@inductor
+@pytest.mark.slow
+@pytest.mark.usefixtures("_fresh_dynamo")
+def test_compiled_training_takes_any_size():
+    layer = randomised(CBAM(8)).double()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    for n, h, w in ((2, 5, 4), (3, 7, 9), (4, 16, 17)):
+        x = torch.randn(n, 8, h, w, dtype=torch.float64)
+        for found, expected in zip(gradients(compiled, x), gradients(layer, x), strict=True):
+            torch.testing.assert_close(found, expected)
