@@ -108,19 +108,9 @@ class Call(NamedTuple):
         return self.plan.constants["ARRANGEMENT"]
 
     @property
-    def lead_and_gap(self) -> tuple[int, int]:
-        """What `spatial_gate.lead_and_gap` computes on the device."""
-        _, _, H, W = self.x.shape
-        radius, dims = self.plan.problem.K // 2, self.plan.problem.dims
-        gap = 2 * radius * W if dims > 1 else 0
-        before = radius * (H // self.weights.planes * W + gap) if dims > 2 else 0
-        return before + gap // 2, gap
-
-    @property
-    def padded_size(self) -> int:
-        """What `spatial_gate.padded_size` computes on the device."""
-        lead, gap = self.lead_and_gap
-        return self.plan.problem.P + 2 * lead + (self.weights.planes - 1) * gap
+    def rows_above(self) -> int:
+        """What `spatial_gate.rows_above` computes on the device."""
+        return self.plan.problem.K // 2 * self.x.shape[3] if self.plan.problem.dims == 2 else 0
 
     def empty(self, size: int) -> Tensor:
         """Scratch."""

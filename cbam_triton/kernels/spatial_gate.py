@@ -16,55 +16,37 @@ def plane_of(H, W, PLANES, DIMS: tl.constexpr):
 
 
 @triton.jit
-def lead_and_gap(plane, W, K: tl.constexpr, DIMS: tl.constexpr):
-    """Zeros before the first pixel of a padded map and between two of its planes, in pixels.
+def rows_above(W, K: tl.constexpr, DIMS: tl.constexpr):
+    """Zeros before the first pixel of a map, and after the last: so no tap of an image needs a mask on rows.
 
-    A map is planes of rows of W pixels, one plane if DIMS is 2, one row if it is 1. Of K // 2 zeros on each side those
-    in a row are left out: a mask on columns stands for them.
+    A volume has none: those of its planes too would be more than the map itself.
     """
-    ABOVE: tl.constexpr = K // 2 if DIMS > 1 else 0
-    BEFORE: tl.constexpr = K // 2 if DIMS > 2 else 0
-    gap = 2 * ABOVE * W
-    return BEFORE * (plane + gap) + ABOVE * W, gap
+    return K // 2 * W if DIMS == 2 else 0 * W
 
 
 @triton.jit
-def padded_size(P, plane, W, K: tl.constexpr, DIMS: tl.constexpr):
+def padded_size(P, W, K: tl.constexpr, DIMS: tl.constexpr):
     """Pixels of a map with the zeros around it."""
-    lead, gap = lead_and_gap(plane, W, K, DIMS)
-    if DIMS == 3:
-        return P + 2 * lead + (P // plane - 1) * gap
-    else:
-        return P + 2 * lead
+    return P + 2 * rows_above(W, K, DIMS)
 
 
 @triton.jit
-def across_planes(p, plane, gap, DIMS: tl.constexpr):
-    """Pixels p, and the zeros between the planes before them."""
+def tap_row(row, plane, W, K: tl.constexpr, DIMS: tl.constexpr):
+    """Pixels from a pixel's own row to row `row` of the K^(DIMS-1) of its taps."""
     if DIMS == 3:
-        return p + p // plane * gap
+        return (row // K - K // 2) * plane + (row % K - K // 2) * W
+    elif DIMS == 2:
+        return (row - K // 2) * W
     else:
-        return p
+        return 0 * W
 
 
 @triton.jit
-def padding_at(i, lead, gap, P, plane, DIMS: tl.constexpr):
-    """Where the i-th zero of a padded map is."""
-    if DIMS == 3:
-        planes = P // plane
-        before = tl.minimum(tl.maximum(i - lead, 0) // tl.maximum(gap, 1) + 1, planes)
-        return tl.where(i < lead, i, i + tl.where(gap > 0, before, planes) * plane)
-    else:
-        return tl.where(i < lead, i, i + P)
-
-
-@triton.jit
-def tap_row(row, plane, gap, W, K: tl.constexpr, DIMS: tl.constexpr):
-    """Pixels of a padded map from the first row of taps to row `row` of the K^(DIMS-1)."""
-    if DIMS == 3:
-        return row // K * (plane + gap) + row % K * W
-    else:
-        return row * W
+def inside_volume(row, p, P, plane, W, K: tl.constexpr):
+    """Whether that row is one of the volume."""
+    d = p // plane + (row // K - K // 2)
+    h = p % plane // W + (row % K - K // 2)
+    return (d >= 0) & (d < P // plane) & (h >= 0) & (h < plane // W)
 
 
 @triton.jit
@@ -86,16 +68,16 @@ def spatial_logit(
     kw = tap // M
     column = (p % W)[:, None] + (kw - K // 2)[None, :]
     inside = (column >= 0) & (column < W) & ((kw < K)[None, :] & (p < P)[:, None])
-    _, gap = lead_and_gap(plane, W, K, DIMS)
-    pool_ptrs = pool_ptr + (M * (across_planes(p, plane, gap, DIMS) - K // 2)[:, None] + tap[None, :])
+    pool_ptrs = pool_ptr + (M * (rows_above(W, K, DIMS) + p - K // 2)[:, None] + tap[None, :])
     weight_ptrs = conv_weight_ptr + ((tap % M) * (ROWS * K) + kw)
     z = tl.zeros([p.shape[0], M * BLOCK_K], ACC)
     if DIMS == 3:
         for row in range(ROWS):
             weight = tl.load(weight_ptrs + row * K, mask=kw < K, other=0.0).to(ACC)
-            row_ptrs = pool_ptrs + M * tap_row(row, plane, gap, W, K, DIMS)
-            z += weight[None, :] * tl.load(row_ptrs, mask=inside, other=0.0)
+            there = inside & inside_volume(row, p, P, plane, W, K)[:, None]
+            z += weight[None, :] * tl.load(pool_ptrs + M * tap_row(row, plane, W, K, DIMS), mask=there, other=0.0)
     else:
+        pool_ptrs += M * tap_row(0, plane, W, K, DIMS)
         for row in tl.static_range(ROWS):
             weight = tl.load(weight_ptrs + row * K, mask=kw < K, other=0.0).to(ACC)
             z += weight[None, :] * tl.load(pool_ptrs, mask=inside, other=0.0)
@@ -116,7 +98,7 @@ def sample_logit(
     """`spatial_logit` of sample n."""
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
     plane = plane_of(H, W, PLANES, DIMS)
-    pool_ptr += n * (M * padded_size(P, plane, W, K, DIMS))
+    pool_ptr += n * (M * padded_size(P, W, K, DIMS))
     return spatial_logit(
         pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, plane, K, DIMS, BLOCK_K, ACC, SPATIAL_POOLS
     )  # fmt: skip
@@ -149,16 +131,15 @@ def norm_slope(norm_weight_ptr, norm_var_ptr, NORM_EPS: tl.constexpr, ACC: tl.co
 
 
 @triton.jit
-def gradient_lead(lead):
+def gradient_lead(W, K: tl.constexpr, DIMS: tl.constexpr):
     """Elements before the first pixel of a sample's dz: the zeros of a padded map, in whole sectors of float32."""
-    return tl.cdiv(lead, 8) * 8
+    return tl.cdiv(rows_above(W, K, DIMS), 8) * 8
 
 
 @triton.jit
-def gradient_size(P, plane, W, K: tl.constexpr, DIMS: tl.constexpr):
+def gradient_size(P, W, K: tl.constexpr, DIMS: tl.constexpr):
     """Elements of a sample's dz, which is padded as a map is, in whole sectors of float32."""
-    lead, _ = lead_and_gap(plane, W, K, DIMS)
-    return tl.cdiv(gradient_lead(lead) - lead + padded_size(P, plane, W, K, DIMS), 8) * 8
+    return tl.cdiv(gradient_lead(W, K, DIMS) + P + rows_above(W, K, DIMS), 8) * 8
 
 
 @triton.jit
@@ -189,10 +170,11 @@ def _map_gradient(
     dmax = tl.zeros([p.shape[0]], ACC)
     inside = p < P
     column = _column(p, P, W)
-    lead, gap = lead_and_gap(plane, W, K, DIMS)
-    dz_ptrs = dz_ptr + (gradient_lead(lead) - lead - K // 2 + across_planes(p, plane, gap, DIMS))
+    dz_ptrs = dz_ptr + (gradient_lead(W, K, DIMS) - K // 2 + p)
     for row in range(ROWS):
-        row_ptrs = dz_ptrs + tap_row(row, plane, gap, W, K, DIMS)
+        row_ptrs = dz_ptrs + tap_row(row, plane, W, K, DIMS)
+        if DIMS == 3:
+            column = tl.where(inside_volume(row, p, P, plane, W, K), _column(p, P, W), -(1 << 20))
         for kw in tl.static_range(K):
             # The neighbour at (row, kw) saw this pixel through the opposite tap.
             tap = ROWS * K - 1 - row * K - kw
@@ -242,9 +224,8 @@ def _tap_gradient(
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
     ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
     kw = tl.arange(0, BLOCK_K)
-    lead, gap = lead_and_gap(plane, W, K, DIMS)
-    dz_ptr += gradient_lead(lead)
-    above = tap_row(row, plane, gap, W, K, DIMS) - lead - K // 2
+    dz_ptr += gradient_lead(W, K, DIMS)
+    above = tap_row(row, plane, W, K, DIMS) - K // 2
     # Times a one that the compiler does not know for one: threads then lie along the pixels, and every sum saves the
     # exchange of taps between threads.
     columns = kw * tl.minimum(W, 1)
@@ -254,15 +235,17 @@ def _tap_gradient(
     for p0 in range(p_begin, p_end, BLOCK_P):
         p = p0 + tl.arange(0, BLOCK_P)
         inside = p < P
-        column = _column(p, P, W)[None, :] + (kw - K // 2)[:, None]
+        column = _column(p, P, W)
+        if DIMS == 3:
+            column = tl.where(inside_volume(row, p, P, plane, W, K), column, -(1 << 20))
+        column = column[None, :] + (kw - K // 2)[:, None]
         on_row = (column >= 0) & (column < W) & (kw < K)[:, None]
-        place = across_planes(p, plane, gap, DIMS)
-        dz = tl.load(dz_ptr + ((place + above)[None, :] + columns[:, None]), mask=on_row, other=0.0)
+        dz = tl.load(dz_ptr + ((p + above)[None, :] + columns[:, None]), mask=on_row, other=0.0)
         first += dz * tl.load(pool_ptr + M * p, mask=inside, other=0.0).to(ACC)[None, :]
         if M == 2:
             second += dz * tl.load(pool_ptr + 2 * p + 1, mask=inside, other=0.0).to(ACC)[None, :]
         if row == 0:
-            db += tl.load(dz_ptr + place, mask=inside, other=0.0)
+            db += tl.load(dz_ptr + p, mask=inside, other=0.0)
     slope = tl.full((), 1.0, ACC) if GIVEN else norm_slope(norm_weight_ptr, norm_var_ptr, NORM_EPS, ACC)
     # The neighbour at (row, kw) is what the opposite tap saw. Taps that there are not are stored too: whole sectors.
     share_ptrs = share_ptr + (ROWS - 1 - row) * (M * BLOCK_K) + tl.where(kw < K, K - 1 - kw, kw)
