@@ -20,14 +20,11 @@ def backward_item(
 ):  # fmt: skip
     """(stage, n, tile) of a ticket for the stages 0 to 3 that there are: logit, map, channel and input gradient.
 
-    With the spatial gate first the order is channel, logit, map and input gradient: stages 2, 0, 1, 3.
+    With the spatial gate first they are channel, logit, map and input gradient.
     """
     lag = tl.minimum(LAG, N // (LOGIT + MAP + CHANNEL))
     if SPATIAL_FIRST:
-        stage, n, tile = work_item(
-            ticket, N, lag, 2 * lag, 3 * lag, channel_tiles, logit_tiles, map_tiles, input_tiles
-        )  # fmt: skip
-        return tl.where(stage == 3, 3, (stage + 2) % 3), n, tile
+        return work_item(ticket, N, lag, 2 * lag, 3 * lag, channel_tiles, logit_tiles, map_tiles, input_tiles)
     elif LOGIT and CHANNEL:
         return work_item(ticket, N, lag, 2 * lag, 3 * lag, logit_tiles, map_tiles, channel_tiles, input_tiles)
     elif LOGIT:
@@ -133,7 +130,7 @@ def backward_wavefront(
         d_stride_c = dy_stride_c
         d_stride_p = dy_stride_p
 
-    if LOGIT and stage == 0:
+    if LOGIT and stage == (1 if SPATIAL_FIRST else 0):
         if SPATIAL_FIRST:
             wait_for(dpools_done_ptr, 1)
         logit_gradient_tile(
@@ -145,7 +142,7 @@ def backward_wavefront(
             CHANNEL_POOLS, HARD,
         )  # fmt: skip
         publish(logit_done_ptr)
-    elif SPATIAL and stage == 1:
+    elif SPATIAL and stage == (2 if SPATIAL_FIRST else 1):
         if LOGIT:
             wait_for(logit_done_ptr, logit_tiles)
         if share_ptr is not None:
@@ -158,7 +155,7 @@ def backward_wavefront(
         )  # fmt: skip
         if to_maps:
             publish(map_done_ptr)
-    elif CHANNEL and stage == 2:
+    elif CHANNEL and stage == (0 if SPATIAL_FIRST else 2):
         if SPATIAL and not SPATIAL_FIRST:
             wait_for(map_done_ptr, map_tiles)
         dh_ptr += n * (blocks * R)
