@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .input_gradient import through_channel_gate
-from .spatial_gate import gradient_lead, gradient_size, normed
+from .spatial_gate import gradient_lead, gradient_size, normed, past_zeros, zero_at
 from .tiles import fold_sum, gate_of, gate_slope, known_multiple
 
 
@@ -69,7 +69,7 @@ def logit_gradient_tile(
     z_ptr,  # one sample: P; the logits with a norm, else the gate
     dz_ptr,  # one sample: gradient_size
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
-    tile, C, P, W,
+    tile, C, P, W, plane,
     x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, y_stride_c, y_stride_p,
     K: tl.constexpr, DIMS: tl.constexpr, NORM_EPS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, KEEP: tl.constexpr, VEC: tl.constexpr,
@@ -138,11 +138,11 @@ def logit_gradient_tile(
     if norm_mean_ptr is not None:
         s = gate_of(normed(s, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC), HARD)
     lead = gradient_lead(W, K, DIMS)
-    tl.store(dz_ptr + lead + p, tl.sum(total, 0) * gate_slope(s, HARD), mask=inside_p)
+    dz_ptrs = dz_ptr + (lead + past_zeros(p, plane, W, K, DIMS))
+    tl.store(dz_ptrs, tl.sum(total, 0) * gate_slope(s, HARD), mask=inside_p)
     if tile == 0:
         zeros = tl.zeros([BLOCK_P], ACC)
-        size = gradient_size(P, W, K, DIMS)
-        for i0 in range(0, size - P, BLOCK_P):
+        count = gradient_size(P, plane, W, K, DIMS) - P
+        for i0 in range(0, count, BLOCK_P):
             i = i0 + tl.arange(0, BLOCK_P)
-            i = tl.where(i < lead, i, i + P)
-            tl.store(dz_ptr + i, zeros, mask=i < size)
+            tl.store(dz_ptr + zero_at(i, lead, P, plane, W, K, DIMS), zeros, mask=i < count)

@@ -167,12 +167,12 @@ def _aligned(dy: Tensor, strides: tuple[int, int, int], plan: Plan) -> bool:
 
 def _gradient_lead(call: Call) -> int:
     """What `spatial_gate.gradient_lead` computes on the device."""
-    return -(-call.rows_above // 8) * 8
+    return -(-call.zeros_around // 8) * 8
 
 
 def _gradient_size(call: Call) -> int:
     """What `spatial_gate.gradient_size` computes on the device."""
-    return -(-(_gradient_lead(call) + call.plan.problem.P + call.rows_above) // 8) * 8
+    return -(-(_gradient_lead(call) - call.zeros_around + call.padded_size) // 8) * 8
 
 
 def _logit_gradient(run: _Backward, dpools: Tensor | None) -> None:
@@ -181,7 +181,7 @@ def _logit_gradient(run: _Backward, dpools: Tensor | None) -> None:
     launch(
         call, logit_gradient_kernel, ("SPATIAL",), table.spatial_tiles,
         call.x, run.dy, call.y, run.dr, call.kept.gate, dpools, argmax, call.kept.z, run.dz, *call.weights[6:10],
-        *call.plan.strides[:3], *run.dy_strides, *call.plan.strides[3:], *call.x.shape,
+        *call.plan.strides[:3], *run.dy_strides, *call.plan.strides[3:], *call.x.shape, call.weights.planes,
         NORM_EPS=call.weights.norm_eps, DY_ALIGNED=run.dy_aligned, BACKWARDS=dpools is not None,
     )  # fmt: skip
 
@@ -193,9 +193,8 @@ def _norm_gradient(run: _Backward, batch_norm: bool) -> tuple[Tensor, Tensor]:
     assert run.dz is not None
     assert weights.norm_mean is not None
     assert weights.norm_var is not None
-    N, P, lead = z.shape[0], run.call.plan.problem.P, _gradient_lead(run.call)
-    z = z.view(N, P)
-    dz = run.dz.view(N, _gradient_size(run.call))[:, lead : lead + P]
+    dz = _without_zeros(run.call, run.dz)
+    z = z.view(dz.shape)
     slope = torch.rsqrt(weights.norm_var.to(z.dtype) + weights.norm_eps)
     normal = (z - weights.norm_mean.to(z.dtype)) * slope
     dweight = (dz * normal).sum().view(1)
@@ -205,6 +204,14 @@ def _norm_gradient(run: _Backward, batch_norm: bool) -> tuple[Tensor, Tensor]:
             slope = slope * weights.norm_weight.to(z.dtype)
         dz.sub_((dbias + normal * dweight) / z.numel()).mul_(slope)
     return dweight, dbias
+
+
+def _without_zeros(call: Call, dz: Tensor) -> Tensor:
+    """The pixels of dz, N planes pixels, as a view."""
+    planes = call.weights.planes
+    plane = call.plan.problem.P // planes
+    strides = (_gradient_size(call), plane + call.zeros_around, 1)
+    return dz.as_strided((call.x.shape[0], planes, plane), strides, _gradient_lead(call))
 
 
 def _wavefront(run: _Backward, given: bool) -> None:

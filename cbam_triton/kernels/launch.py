@@ -133,7 +133,7 @@ def _gate_map(call: Call) -> tuple[Tensor | None, Tensor | None]:
 
 def _pool_map(call: Call) -> Tensor:
     maps = 2 if call.plan.constants["SPATIAL_POOLS"] == "mean+max" else 1
-    return call.empty(call.plan.problem.N * (call.plan.problem.P + 2 * call.rows_above) * maps)
+    return call.empty(call.plan.problem.N * call.padded_size * maps)
 
 
 def _channel_scratch(call: Call) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,7 +190,7 @@ def _spatial_pool(call: Call, gate: Tensor | None, backwards: bool) -> Tensor:
     launch(
         call, spatial_pool_kernel, ("SPATIAL",), table.spatial_tiles,
         call.x, gate, pool, call.kept.pool, call.kept.spatial_argmax,
-        *call.plan.strides[:3], *call.x.shape, BACKWARDS=backwards,
+        *call.plan.strides[:3], *call.x.shape, call.weights.planes, BACKWARDS=backwards,
     )  # fmt: skip
     return pool
 

@@ -16,25 +16,48 @@ def plane_of(H, W, PLANES, DIMS: tl.constexpr):
 
 
 @triton.jit
-def rows_above(W, K: tl.constexpr, DIMS: tl.constexpr):
-    """Zeros before the first pixel of a map, and after the last: so no tap of an image needs a mask on rows.
+def zeros_around(W, K: tl.constexpr, DIMS: tl.constexpr):
+    """Zeros before the first pixel of a map, after the last, and between two planes of a volume.
 
-    A volume has none: those of its planes too would be more than the map itself.
+    So no tap needs a mask on rows. One on the planes stands for zeros there, which would be more than a small map.
     """
-    return K // 2 * W if DIMS == 2 else 0 * W
+    return K // 2 * W if DIMS > 1 else 0 * W
 
 
 @triton.jit
-def padded_size(P, W, K: tl.constexpr, DIMS: tl.constexpr):
-    """Pixels of a map with the zeros around it."""
-    return P + 2 * rows_above(W, K, DIMS)
+def padded_size(P, plane, W, K: tl.constexpr, DIMS: tl.constexpr):
+    """Pixels of a map with its zeros."""
+    if DIMS == 3:
+        return P + (P // plane + 1) * zeros_around(W, K, DIMS)
+    else:
+        return P + 2 * zeros_around(W, K, DIMS)
+
+
+@triton.jit
+def past_zeros(p, plane, W, K: tl.constexpr, DIMS: tl.constexpr):
+    """Pixels p, and the zeros between the planes before them."""
+    if DIMS == 3:
+        return p + p // plane * zeros_around(W, K, DIMS)
+    else:
+        return p
+
+
+@triton.jit
+def zero_at(i, lead, P, plane, W, K: tl.constexpr, DIMS: tl.constexpr):
+    """Where the i-th zero is, if `lead` of them come before the first pixel."""
+    if DIMS == 3:
+        gap = tl.maximum(zeros_around(W, K, DIMS), 1)
+        planes = tl.where(i < lead, 0, tl.minimum((i - lead) // gap + 1, P // plane))
+        return i + tl.where(K == 1, P, planes * plane)
+    else:
+        return tl.where(i < lead, i, i + P)
 
 
 @triton.jit
 def tap_row(row, plane, W, K: tl.constexpr, DIMS: tl.constexpr):
-    """Pixels from a pixel's own row to row `row` of the K^(DIMS-1) of its taps."""
+    """Pixels of a padded map from a pixel's own row to row `row` of the K^(DIMS-1) of its taps."""
     if DIMS == 3:
-        return (row // K - K // 2) * plane + (row % K - K // 2) * W
+        return (row // K - K // 2) * (plane + zeros_around(W, K, DIMS)) + (row % K - K // 2) * W
     elif DIMS == 2:
         return (row - K // 2) * W
     else:
@@ -42,11 +65,10 @@ def tap_row(row, plane, W, K: tl.constexpr, DIMS: tl.constexpr):
 
 
 @triton.jit
-def inside_volume(row, p, P, plane, W, K: tl.constexpr):
-    """Whether that row is one of the volume."""
+def has_plane(row, p, P, plane, K: tl.constexpr):
+    """Whether that row is in a plane of the volume."""
     d = p // plane + (row // K - K // 2)
-    h = p % plane // W + (row % K - K // 2)
-    return (d >= 0) & (d < P // plane) & (h >= 0) & (h < plane // W)
+    return (d >= 0) & (d < P // plane)
 
 
 @triton.jit
@@ -68,14 +90,17 @@ def spatial_logit(
     kw = tap // M
     column = (p % W)[:, None] + (kw - K // 2)[None, :]
     inside = (column >= 0) & (column < W) & ((kw < K)[None, :] & (p < P)[:, None])
-    pool_ptrs = pool_ptr + (M * (rows_above(W, K, DIMS) + p - K // 2)[:, None] + tap[None, :])
+    pool_ptrs = pool_ptr + (M * (zeros_around(W, K, DIMS) + past_zeros(p, plane, W, K, DIMS) - K // 2)[:, None] + tap)
     weight_ptrs = conv_weight_ptr + ((tap % M) * (ROWS * K) + kw)
     z = tl.zeros([p.shape[0], M * BLOCK_K], ACC)
     if DIMS == 3:
-        for row in range(ROWS):
-            weight = tl.load(weight_ptrs + row * K, mask=kw < K, other=0.0).to(ACC)
-            there = inside & inside_volume(row, p, P, plane, W, K)[:, None]
-            z += weight[None, :] * tl.load(pool_ptrs + M * tap_row(row, plane, W, K, DIMS), mask=there, other=0.0)
+        for kd in range(K):
+            there = inside & has_plane(kd * K, p, P, plane, K)[:, None]
+            row_ptrs = pool_ptrs + M * tap_row(kd * K, plane, W, K, DIMS)
+            for kh in tl.static_range(K):
+                weight = tl.load(weight_ptrs + (kd * K + kh) * K, mask=kw < K, other=0.0).to(ACC)
+                z += weight[None, :] * tl.load(row_ptrs, mask=there, other=0.0)
+                row_ptrs += M * W
     else:
         pool_ptrs += M * tap_row(0, plane, W, K, DIMS)
         for row in tl.static_range(ROWS):
@@ -98,7 +123,7 @@ def sample_logit(
     """`spatial_logit` of sample n."""
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
     plane = plane_of(H, W, PLANES, DIMS)
-    pool_ptr += n * (M * padded_size(P, W, K, DIMS))
+    pool_ptr += n * (M * padded_size(P, plane, W, K, DIMS))
     return spatial_logit(
         pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, plane, K, DIMS, BLOCK_K, ACC, SPATIAL_POOLS
     )  # fmt: skip
@@ -133,13 +158,14 @@ def norm_slope(norm_weight_ptr, norm_var_ptr, NORM_EPS: tl.constexpr, ACC: tl.co
 @triton.jit
 def gradient_lead(W, K: tl.constexpr, DIMS: tl.constexpr):
     """Elements before the first pixel of a sample's dz: the zeros of a padded map, in whole sectors of float32."""
-    return tl.cdiv(rows_above(W, K, DIMS), 8) * 8
+    return tl.cdiv(zeros_around(W, K, DIMS), 8) * 8
 
 
 @triton.jit
-def gradient_size(P, W, K: tl.constexpr, DIMS: tl.constexpr):
+def gradient_size(P, plane, W, K: tl.constexpr, DIMS: tl.constexpr):
     """Elements of a sample's dz, which is padded as a map is, in whole sectors of float32."""
-    return tl.cdiv(gradient_lead(W, K, DIMS) + P + rows_above(W, K, DIMS), 8) * 8
+    extra = gradient_lead(W, K, DIMS) - zeros_around(W, K, DIMS)
+    return tl.cdiv(extra + padded_size(P, plane, W, K, DIMS), 8) * 8
 
 
 @triton.jit
@@ -170,11 +196,11 @@ def _map_gradient(
     dmax = tl.zeros([p.shape[0]], ACC)
     inside = p < P
     column = _column(p, P, W)
-    dz_ptrs = dz_ptr + (gradient_lead(W, K, DIMS) - K // 2 + p)
+    dz_ptrs = dz_ptr + (gradient_lead(W, K, DIMS) - K // 2 + past_zeros(p, plane, W, K, DIMS))
     for row in range(ROWS):
         row_ptrs = dz_ptrs + tap_row(row, plane, W, K, DIMS)
         if DIMS == 3:
-            column = tl.where(inside_volume(row, p, P, plane, W, K), _column(p, P, W), -(1 << 20))
+            column = tl.where(has_plane(row, p, P, plane, K), _column(p, P, W), -(1 << 20))
         for kw in tl.static_range(K):
             # The neighbour at (row, kw) saw this pixel through the opposite tap.
             tap = ROWS * K - 1 - row * K - kw
@@ -237,15 +263,16 @@ def _tap_gradient(
         inside = p < P
         column = _column(p, P, W)
         if DIMS == 3:
-            column = tl.where(inside_volume(row, p, P, plane, W, K), column, -(1 << 20))
+            column = tl.where(has_plane(row, p, P, plane, K), column, -(1 << 20))
         column = column[None, :] + (kw - K // 2)[:, None]
         on_row = (column >= 0) & (column < W) & (kw < K)[:, None]
-        dz = tl.load(dz_ptr + ((p + above)[None, :] + columns[:, None]), mask=on_row, other=0.0)
+        place = past_zeros(p, plane, W, K, DIMS)
+        dz = tl.load(dz_ptr + ((place + above)[None, :] + columns[:, None]), mask=on_row, other=0.0)
         first += dz * tl.load(pool_ptr + M * p, mask=inside, other=0.0).to(ACC)[None, :]
         if M == 2:
             second += dz * tl.load(pool_ptr + 2 * p + 1, mask=inside, other=0.0).to(ACC)[None, :]
         if row == 0:
-            db += tl.load(dz_ptr + p, mask=inside, other=0.0)
+            db += tl.load(dz_ptr + place, mask=inside, other=0.0)
     slope = tl.full((), 1.0, ACC) if GIVEN else norm_slope(norm_weight_ptr, norm_var_ptr, NORM_EPS, ACC)
     # The neighbour at (row, kw) is what the opposite tap saw. Taps that there are not are stored too: whole sectors.
     share_ptrs = share_ptr + (ROWS - 1 - row) * (M * BLOCK_K) + tl.where(kw < K, K - 1 - kw, kw)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .spatial_gate import rows_above
+from .spatial_gate import padded_size, past_zeros, zero_at, zeros_around
 from .tiles import (
     first_group,
     fold_max,
@@ -22,7 +22,7 @@ def spatial_pool_tile(
     gate_ptr,  # one sample: C, or None for a gate of ones
     pool_ptr,  # one sample: padded_size, M maps
     kept_ptr, argmax_ptr,  # one sample: P M in x's dtype, P; kept or None
-    tile, C, P, W,
+    tile, C, P, W, plane,
     x_stride_c, x_stride_p,
     K: tl.constexpr, DIMS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, KEEP: tl.constexpr, VEC: tl.constexpr,
@@ -72,17 +72,18 @@ def spatial_pool_tile(
             largest = maximum(largest, y)
     peak = reduce_max(largest, 0)
     mean = tl.sum(total, 0) / C
-    above = rows_above(W, K, DIMS)
+    lead = zeros_around(W, K, DIMS)
+    place = lead + past_zeros(p, plane, W, K, DIMS)
     if SPATIAL_POOLS == "mean+max":
         # Interleaved, so that one store fills whole sectors.
         pool = tl.join(mean, peak)
         map = tl.arange(0, 2)[None, :]
-        tl.store(pool_ptr + (2 * (above + p)[:, None] + map), pool, mask=inside_p[:, None])
+        tl.store(pool_ptr + (2 * place[:, None] + map), pool, mask=inside_p[:, None])
         if kept_ptr is not None:
             tl.store(kept_ptr + (2 * p[:, None] + map), pool.to(kept_ptr.dtype.element_ty), mask=inside_p[:, None])
     else:
         pool = 0.5 * mean + 0.5 * peak if SPATIAL_POOLS == "half" else mean if MEAN else peak
-        tl.store(pool_ptr + (above + p), pool, mask=inside_p)
+        tl.store(pool_ptr + place, pool, mask=inside_p)
         if kept_ptr is not None:
             tl.store(kept_ptr + p, pool.to(kept_ptr.dtype.element_ty), mask=inside_p)
     if TRACK:
@@ -90,12 +91,12 @@ def spatial_pool_tile(
         first = _first_channel(x_ptr, gate_ptr, peak, start, p, inside_p, C, x_stride_c, x_stride_p, GROUP, INDEX, ACC)
         tl.store(argmax_ptr + p, first.to(argmax_ptr.dtype.element_ty), mask=inside_p)
     if tile == 0:
-        border = (2 if SPATIAL_POOLS == "mean+max" else 1) * above
-        for i0 in range(0, border, BLOCK_P):
+        maps: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
+        count = maps * (padded_size(P, plane, W, K, DIMS) - P)
+        for i0 in range(0, count, BLOCK_P):
             i = i0 + tl.arange(0, BLOCK_P)
-            zeros = tl.zeros([BLOCK_P], ACC)
-            tl.store(pool_ptr + i, zeros, mask=i < border)
-            tl.store(pool_ptr + (2 if SPATIAL_POOLS == "mean+max" else 1) * P + border + i, zeros, mask=i < border)
+            at = maps * zero_at(i // maps, lead, P, plane, W, K, DIMS) + i % maps
+            tl.store(pool_ptr + at, tl.zeros([BLOCK_P], ACC), mask=i < count)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import triton.language as tl
 from .apply_gates import apply_gates_tile
 from .channel_mlp import channel_mlp_tile
 from .channel_pool import channel_pool_tile, pool_grid
-from .spatial_gate import normed, padded_size, sample_logit
+from .spatial_gate import normed, padded_size, plane_of, sample_logit
 from .spatial_pool import spatial_pool_tile
 from .tiles import gate_of, known_multiple, known_sizes, known_strides
 
@@ -75,12 +75,12 @@ def channel_mlp_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["x_stride_n", "x_stride_c", "x_stride_p", "N", "C", "H", "W"])
+@triton.jit(do_not_specialize=["x_stride_n", "x_stride_c", "x_stride_p", "N", "C", "H", "W", "PLANES"])
 def spatial_pool_kernel(
     x_ptr, gate_ptr, pool_ptr,  # N C P; N C or None; N padded_size M
     kept_ptr, argmax_ptr,  # N P M, N P, kept for a backward, or None
     x_stride_n, x_stride_c, x_stride_p,
-    N, C, H, W,
+    N, C, H, W, PLANES,
     K: tl.constexpr, DIMS: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     SPATIAL_C: tl.constexpr, SPATIAL_P: tl.constexpr, SPATIAL_KEEP: tl.constexpr, SPATIAL_POOLS: tl.constexpr,
@@ -88,6 +88,7 @@ def spatial_pool_kernel(
 ):  # fmt: skip
     """Spatial pool; a program owns SPATIAL_P pixels of one sample."""
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
+    plane = plane_of(H, W, PLANES, DIMS)
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     n, tile = sample_and_tile(N, tl.cdiv(P, SPATIAL_P), BACKWARDS)
@@ -98,8 +99,8 @@ def spatial_pool_kernel(
     if argmax_ptr is not None:
         argmax_ptr += n * P
     spatial_pool_tile(
-        x_ptr + n * known_multiple(x_stride_n, VEC), gate_ptr, pool_ptr + n * (M * padded_size(P, W, K, DIMS)),
-        kept_ptr, argmax_ptr, tile, C, P, W, x_stride_c, x_stride_p, K, DIMS,
+        x_ptr + n * known_multiple(x_stride_n, VEC), gate_ptr, pool_ptr + n * (M * padded_size(P, plane, W, K, DIMS)),
+        kept_ptr, argmax_ptr, tile, C, P, W, plane, x_stride_c, x_stride_p, K, DIMS,
         SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, SPATIAL_POOLS,
     )  # fmt: skip
 

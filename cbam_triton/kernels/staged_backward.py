@@ -14,20 +14,21 @@ from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
 
 @triton.jit(do_not_specialize=[
     "x_stride_n", "x_stride_c", "x_stride_p", "dy_stride_n", "dy_stride_c", "dy_stride_p",
-    "dx_stride_n", "dx_stride_c", "dx_stride_p", "N", "C", "H", "W",
+    "dx_stride_n", "dx_stride_c", "dx_stride_p", "N", "C", "H", "W", "PLANES",
 ])  # fmt: skip
 def logit_gradient_kernel(
     x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr,  # N C P, twice; the same or None, twice; N C or None
     dpools_ptr, channel_argmax_ptr, z_ptr, dz_ptr,  # N 2 C or None; N C or None; N P; N gradient_size
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     x_stride_n, x_stride_c, x_stride_p, dy_stride_n, dy_stride_c, dy_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
-    N, C, H, W,
+    N, C, H, W, PLANES,
     NORM_EPS: tl.constexpr, DY_ALIGNED: tl.constexpr, K: tl.constexpr, DIMS: tl.constexpr, HARD: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
     SPATIAL_C: tl.constexpr, SPATIAL_P: tl.constexpr, SPATIAL_KEEP: tl.constexpr, CHANNEL_POOLS: tl.constexpr,
     BACKWARDS: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the normed logits; a program owns SPATIAL_P pixels of one sample."""
+    plane = plane_of(H, W, PLANES, DIMS)
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     dx_stride_c, dx_stride_p = known_strides(dx_stride_c, dx_stride_p, VEC, CHANNELS_LAST, INDEX)
@@ -47,8 +48,8 @@ def logit_gradient_kernel(
     logit_gradient_tile(
         x_ptr + n * known_multiple(x_stride_n, VEC), dy_ptr + n * dy_stride_n, y_ptr, dr_ptr,
         gate_ptr, dpools_ptr, channel_argmax_ptr, z_ptr + n * P,
-        dz_ptr + n * gradient_size(P, W, K, DIMS), norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
-        tile, C, P, W, x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, dx_stride_c, dx_stride_p,
+        dz_ptr + n * gradient_size(P, plane, W, K, DIMS), norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
+        tile, C, P, W, plane, x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, dx_stride_c, dx_stride_p,
         K, DIMS, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
         CHANNEL_POOLS, HARD,
     )  # fmt: skip
@@ -76,7 +77,7 @@ def map_gradient_kernel(
     if share_ptr is not None:
         share_ptr += n * (tap_chunks * share_size(K, DIMS, BLOCK_K, SPATIAL_POOLS))
     map_gradient_tile(
-        dz_ptr + n * gradient_size(P, W, K, DIMS), z_ptr + n * P, pool_ptr + n * (M * P), conv_weight_ptr,
+        dz_ptr + n * gradient_size(P, plane, W, K, DIMS), z_ptr + n * P, pool_ptr + n * (M * P), conv_weight_ptr,
         norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, s_ptr + n * P, dmaps_ptr + n * (2 * P), share_ptr,
         tile, map_tiles, C, P, W, plane,
         NORM_EPS, GIVEN, K, DIMS, BLOCK_K, MAP_P, TAP_SPLIT, ACC, SPATIAL_POOLS, HARD, ARRANGEMENT,

@@ -131,7 +131,7 @@ def cbam_wavefront(
     if CHANNEL:
         gate_ptr += n * C
     if SPATIAL:
-        pool_ptr += n * (M * padded_size(P, W, K, DIMS))
+        pool_ptr += n * (M * padded_size(P, plane, W, K, DIMS))
     if pools_ptr is not None:
         pools_ptr += n * (2 * C)
     if preactivation_ptr is not None:
@@ -166,7 +166,7 @@ def cbam_wavefront(
             wait_for(gate_done_ptr, 1)
         spatial_pool_tile(
             x_ptr, gate_ptr if ARRANGEMENT == "channel_first" else None, pool_ptr, kept_ptr, spatial_argmax_ptr,
-            tile, C, P, W, x_stride_c, x_stride_p, K, DIMS,
+            tile, C, P, W, plane, x_stride_c, x_stride_p, K, DIMS,
             SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, SPATIAL_POOLS,
         )  # fmt: skip
         publish(spatial_done_ptr)

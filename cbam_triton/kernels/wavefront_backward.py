@@ -110,7 +110,7 @@ def backward_wavefront(
         gate_ptr += n * C
         dpools_ptr += n * (2 * C)
     if SPATIAL:
-        dz_ptr += n * gradient_size(P, W, K, DIMS)
+        dz_ptr += n * gradient_size(P, plane, W, K, DIMS)
         z_ptr += n * P
         dmaps_ptr += n * (2 * P)
         s_ptr += n * P
@@ -136,7 +136,7 @@ def backward_wavefront(
         logit_gradient_tile(
             x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr,
             dpools_ptr if SPATIAL_FIRST else None, channel_argmax_ptr if SPATIAL_FIRST else None, z_ptr, dz_ptr,
-            norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, tile, C, P, W,
+            norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, tile, C, P, W, plane,
             x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, dx_stride_c, dx_stride_p,
             K, DIMS, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
             CHANNEL_POOLS, HARD,
