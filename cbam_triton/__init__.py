@@ -2,9 +2,10 @@
 
 from . import functional
 from .functional import AttentionMaps
+from .insert import insert_cbam
 from .nn import CBAM, ChannelAttention, SpatialAttention
 from .settings import settings
 
 __version__ = "0.1.0"
 
-__all__ = ["CBAM", "AttentionMaps", "ChannelAttention", "SpatialAttention", "functional", "settings"]
+__all__ = ["CBAM", "AttentionMaps", "ChannelAttention", "SpatialAttention", "functional", "insert_cbam", "settings"]
