@@ -12,8 +12,7 @@ RELU = "relu()"  # the step of a functional ReLU; no child can have this name
 
 _RELU_FUNCTIONS: tuple[Any, ...] = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 _ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_STAGE_LAYERS = (*_CONVOLUTIONS, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d)
+_STAGE_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d)
 
 
 class Block(NamedTuple):
@@ -69,7 +68,7 @@ def find_stage_ends(model: nn.Module, where: Callable[[str], bool]) -> Iterator[
 
 def last_convolution(module: nn.Module) -> Any:
     """The last convolution that a module holds."""
-    return [layer for layer in module.modules() if isinstance(layer, _CONVOLUTIONS)][-1]
+    return [layer for layer in module.modules() if _is_convolution(layer)][-1]
 
 
 def norm_width(norm: nn.Module) -> int:
@@ -94,7 +93,7 @@ def _may_be_block(module: nn.Module) -> bool:
     if type(module).__module__.startswith("torch.nn.") or isinstance(module, nn.Sequential):
         return False
     layers = list(module.modules())
-    return sum(isinstance(layer, _CONVOLUTIONS) for layer in layers) > 1 and any(_is_norm(layer) for layer in layers)
+    return sum(_is_convolution(layer) for layer in layers) > 1 and any(_is_norm(layer) for layer in layers)
 
 
 def _block(module: nn.Module) -> Block | None:
@@ -104,7 +103,7 @@ def _block(module: nn.Module) -> Block | None:
         raise _Unknown("has a forward of its own on the instance, expected that of its class")
     like_resnet = {"conv1", "bn1", "conv2"} <= module._modules.keys()
     try:
-        graph = _Children().trace(module)
+        graph, training = (_traced(module, mode) for mode in (False, True))
     except Exception as error:  # whatever foreign code raises when it is given no real tensor
         if like_resnet:
             raise _Unknown(f"cannot be traced ({error}), expected layers and a shortcut") from None
@@ -118,6 +117,8 @@ def _block(module: nn.Module) -> Block | None:
         if like_resnet:
             raise _Unknown(f"takes {len(inputs)} inputs, expected one")
         return None
+    if str(graph) != str(training):
+        raise _Unknown("calls other layers in training than in eval mode, expected the same")
     if added is None:
         return _checked(module, tail, None, ())
     (one, source), (other, other_source) = map(_walk, added)
@@ -154,6 +155,14 @@ class _Children(fx.Tracer):
         return True
 
 
+def _traced(module: nn.Module, training: bool) -> fx.Graph:
+    before, module.training = module.training, training
+    try:
+        return _Children().trace(module)
+    finally:
+        module.training = before
+
+
 def _walk(node: Any) -> tuple[tuple[str, ...], Any]:
     """The steps that lead to a node, and the node that they begin with."""
     steps: list[str] = []
@@ -179,13 +188,13 @@ def _operands(node: Any) -> tuple[Any, ...] | None:
 
 
 def _adds_no_shortcut(module: nn.Module) -> bool:
-    """Whether this is an inverted residual block whose stride or width leaves no shortcut; both libraries say so."""
-    return getattr(module, "use_res_connect", None) is False or getattr(module, "has_skip", None) is False
+    """Whether this is an inverted residual block whose stride or width leaves no shortcut: both libraries say so."""
+    return any(getattr(module, name, None) is False for name in ("use_res_connect", "has_skip", "apply_residual"))
 
 
 def _count(module: nn.Module, steps: tuple[str, ...]) -> int:
     children: list[Any] = [module._modules[step] for step in steps if step != RELU]
-    return sum(isinstance(layer, _CONVOLUTIONS) for child in children for layer in child.modules())
+    return sum(_is_convolution(layer) for child in children for layer in child.modules())
 
 
 def _drops(module: Any) -> bool:
@@ -194,9 +203,13 @@ def _drops(module: Any) -> bool:
     return known or type(module).__name__ in ("DropPath", "StochasticDepth")
 
 
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+
+
 def _is_norm(module: Any) -> bool:
     while isinstance(module, nn.Sequential) and len(module):
         module = module[-1]
-    # timm has norms with an activation inside, which its last ones leave out.
+    # timm has norms with an activation inside, which its last ones leave out, and convolutions with a norm inside.
     plain = isinstance(getattr(module, "act", None), (nn.Identity, type(None)))
-    return "Norm" in type(module).__name__ and plain
+    return "Norm" in type(module).__name__ and plain and not any(_is_convolution(layer) for layer in module.modules())

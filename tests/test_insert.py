@@ -1,0 +1,371 @@
+"""CBAM in the networks of torchvision and timm: where it goes, that nothing else changes, and the paper's sizes."""
+
+import copy
+import io
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cbam_triton import CBAM, insert_cbam, settings
+
+from .errors import assert_same
+from .published import published_cbam
+
+models = pytest.importorskip("torchvision.models")
+Basic, Bottleneck = models.resnet.BasicBlock, models.resnet.Bottleneck
+
+
+@pytest.fixture(autouse=True)
+def _reference():
+    with settings(backend="reference"):
+        yield
+
+
+@pytest.fixture
+def no_gates(monkeypatch):
+    """CBAM without its gates: what is left of a block must be the library's own."""
+
+    def forward(self, x, residual=None):
+        y = x if residual is None else x + residual
+        return F.relu(y) if self.activation else y
+
+    monkeypatch.setattr(CBAM, "forward", forward)
+
+
+def resnet(factor: float, block=Basic, layers=(2, 2, 2, 2), **options) -> nn.Module:
+    """A ResNet with wider or narrower stages behind the usual stem."""
+    widths = iter(int(width * factor) for width in (64, 128, 256, 512))
+
+    class Scaled(models.ResNet):
+        def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
+            return super()._make_layer(block, next(widths), blocks, stride, dilate)
+
+    made = Scaled(block, list(layers), **options)
+    made.fc = nn.Linear(int(512 * factor) * block.expansion, 1000)
+    return made
+
+
+# The paper's tables 4 and 5 in full: a biased MLP of r = 16, a 7x7 convolution and a batch norm in every block.
+PAPER = [
+    (models.resnet18, 11_689_512, 11_779_392),
+    (models.resnet34, 21_797_672, 21_960_468),
+    (models.resnet50, 25_557_032, 28_089_624),
+    (models.resnet101, 44_549_160, 49_330_172),
+    (models.resnet152, 60_192_808, 66_826_848),
+    (partial(resnet, 1.5), 25_875_816, 26_075_516),
+    (partial(resnet, 2.0), 45_618_216, 45_971_256),
+    (models.resnext50_32x4d, 25_028_904, 27_561_496),
+    (partial(models.ResNet, Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4), 44_177_704, 48_958_716),
+]
+
+
+def size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("build, plain, with_cbam", PAPER, ids=[str(row[1]) for row in PAPER])
+def test_networks_have_the_papers_number_of_parameters(build, plain, with_cbam):
+    with torch.device("meta"):
+        model = build()
+    assert size(model) == plain
+    insert_cbam(model)
+    assert size(model) == with_cbam
+
+
+def small(block=Basic, **options) -> nn.Module:
+    """A ResNet of four narrow blocks."""
+    return shaken(resnet(1 / 8, block, (1, 1, 1, 1), **options))
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """`model` with every norm's parameters and statistics away from their defaults."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim == 1 and tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5 * ("bias" not in name))
+    return model
+
+
+def timm_resnet(block: str = "BasicBlock", **options) -> nn.Module:
+    resnet = pytest.importorskip("timm").models.resnet
+    narrow = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
+    return shaken(resnet.ResNet(getattr(resnet, block), num_classes=10, **narrow, **options))
+
+
+def timm_model(name: str) -> nn.Module:
+    return shaken(pytest.importorskip("timm").create_model(name, num_classes=10))
+
+
+class FunctionalBlock(nn.Module):
+    """As in the many copies for small images: functional ReLU, a shortcut that is a Sequential, empty or not."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential() if inputs == outputs else nn.Sequential(nn.Conv2d(inputs, outputs, 1))
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += self.shortcut(x)
+        return F.relu(out)
+
+
+ARCHITECTURES = {
+    "basic": (small, 4),
+    "bottleneck": (partial(small, Bottleneck), 4),
+    "grouped": (partial(small, Bottleneck, groups=4, width_per_group=32), 4),
+    "timm basic": (timm_resnet, 4),
+    "timm drop path": (partial(timm_resnet, drop_path_rate=0.5), 4),
+    "timm drop block": (partial(timm_resnet, drop_block_rate=0.1), 4),
+    "timm average shortcut": (partial(timm_resnet, avg_down=True, stem_type="deep"), 4),
+    "timm swish": (partial(timm_resnet, act_layer=nn.SiLU), 4),
+    "timm grouped": (partial(timm_resnet, "Bottleneck", cardinality=4, base_width=32, drop_path_rate=0.1), 4),
+    "timm blur": (partial(timm_resnet, "Bottleneck", aa_layer=nn.AvgPool2d), 4),
+    "copy": (lambda: shaken(nn.Sequential(nn.Conv2d(3, 8, 3), FunctionalBlock(8, 8), FunctionalBlock(8, 12))), 2),
+    "mobilenet v2": (lambda: shaken(models.mobilenet_v2(width_mult=0.25, num_classes=10)), 17),
+    "mobilenet v3": (lambda: shaken(models.mobilenet_v3_small(width_mult=0.25, num_classes=10)), 11),
+    "timm mobilenet v2": (partial(timm_model, "mobilenetv2_035"), 17),
+    "vgg": (lambda: shaken(models.vgg.make_layers([4, "M", 8, 8, "M", 8], batch_norm=True)), 2),
+}
+
+
+@pytest.mark.parametrize("build, count", ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+def test_without_its_gates_the_network_computes_what_it_did(build, count, no_gates):
+    torch.manual_seed(0)
+    model = build()
+    before = set(model.state_dict())
+    changed = copy.deepcopy(model)
+    names = insert_cbam(changed)
+    assert len(names) == len(set(names)) == count
+    assert {key for key in changed.state_dict() if ".cbam." not in key} == before
+    assert all(isinstance(changed.get_submodule(f"{name}.cbam"), CBAM) for name in names)
+    x = torch.randn(2, 3, 32, 32)
+    for training in (True, False):
+        outputs = []
+        for network in (model, changed):
+            torch.manual_seed(1)  # of the paths that are dropped
+            with torch.no_grad():
+                outputs.append(network.train(training)(x))
+        assert_same(outputs[1], outputs[0])
+
+
+@pytest.mark.parametrize("shortcut", [None, nn.Conv2d(16, 16, 1)])
+def test_the_layer_comes_after_the_last_norm_and_before_the_addition(shortcut):
+    block = shaken(Basic(16, 16, downsample=shortcut)).eval()
+    insert_cbam(block)
+    x = torch.randn(2, 16, 5, 5)
+    with torch.no_grad():
+        out = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
+        expected = F.relu(published_cbam(block.cbam, out) + (x if shortcut is None else shortcut(x)))
+        torch.testing.assert_close(block(x), expected)
+    assert block.cbam.activation == "relu"
+
+
+def test_an_inverted_residual_block_without_a_shortcut_ends_with_the_layer():
+    block = shaken(models.mobilenetv2.InvertedResidual(8, 12, 1, 2)).eval()
+    insert_cbam(block)
+    x = torch.randn(2, 8, 5, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), published_cbam(block.cbam, block.conv(x)))
+
+
+def test_in_a_vgg_the_layer_comes_between_the_last_relu_and_the_pooling():
+    features = models.vgg11(init_weights=False).features[:6].eval()
+    assert insert_cbam(features) == ("1", "4")
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        first = F.max_pool2d(published_cbam(features[1].cbam, F.relu(features[0](x))), 2)
+        second = F.max_pool2d(published_cbam(features[4].cbam, F.relu(features[3](first))), 2)
+        torch.testing.assert_close(features(x), second)
+
+
+def test_a_drop_path_comes_after_the_layer():
+    model = timm_resnet(drop_path_rate=0.5)
+    insert_cbam(model)
+    block = model.layer4[0].eval()
+    assert block.cbam.activation is None
+    seen = []
+    block.drop_path.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    x = torch.randn(2, 32, 4, 4)
+    with torch.no_grad():
+        y = block(x)
+        assert_same(y, F.relu(seen[0] + block.downsample(x)))
+        assert_same(seen[0], block.cbam(block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))))
+
+
+def test_weights_of_the_plain_network_load_before_or_after():
+    plain = small()
+    after, before = small(), small()
+    names = insert_cbam(after)
+    found = after.load_state_dict(plain.state_dict(), strict=False)
+    assert found.unexpected_keys == []
+    assert {key.split(".cbam.")[0] for key in found.missing_keys} == set(names)
+    before.load_state_dict(plain.state_dict())
+    insert_cbam(before)
+    torch.manual_seed(0)
+    assert {k: v.shape for k, v in before.state_dict().items()} == {k: v.shape for k, v in after.state_dict().items()}
+
+
+def saved_and_loaded(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, saved_and_loaded])
+def test_copies_compute_the_same(clone):
+    model = shaken(nn.Sequential(Basic(8, 8), Basic(8, 8))).eval()
+    insert_cbam(model)
+    other = clone(model)
+    x = torch.randn(2, 8, 5, 5)
+    with torch.no_grad():
+        expected = model(x)
+        assert_same(other(x), expected)
+        for p in other.parameters():
+            p.zero_()
+        assert torch.equal(model(x), expected) is (clone is not copy.copy)
+    assert isinstance(other[0], Basic)
+
+
+def test_a_replica_of_a_block_computes_with_its_own_parameters():
+    # What DataParallel does: a shallow copy, then other parameters.
+    block = shaken(Basic(16, 16)).eval()
+    insert_cbam(block)
+    replica = block._replicate_for_data_parallel()
+    replica._modules["conv1"] = nn.Conv2d(16, 16, 3, padding=1)
+    x = torch.randn(2, 16, 5, 5)
+    assert not torch.equal(replica(x), block(x))
+
+
+def test_a_compiled_network_is_one_graph():
+    model = small().eval()
+    insert_cbam(model)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
+
+
+def test_layers_take_the_dtype_the_device_and_the_mode_of_their_block():
+    with torch.device("meta"):
+        model = small().double().eval()
+    model.layer2.train()
+    insert_cbam(model, kernel_size=3, reduction=8)
+    layer = model.layer2[0].cbam
+    assert {(p.dtype, p.device.type) for p in layer.parameters()} == {(torch.float64, "meta")}
+    assert (layer.training, model.layer1[0].cbam.training) == (True, False)
+    assert layer.spatial.conv.kernel_size == (3, 3)
+    assert layer.channel.fc1.out_features == 2
+
+
+def test_frozen_batch_norms_give_the_width():
+    model = small(norm_layer=pytest.importorskip("torchvision").ops.FrozenBatchNorm2d)
+    insert_cbam(model)
+    assert model.layer3[0].cbam.channel.fc1.in_features == 32
+
+
+def test_where_says_which_blocks_get_a_layer():
+    model = small()
+    assert insert_cbam(model, where=lambda name: name.startswith("layer4")) == ("layer4.0",)
+    assert sum(isinstance(module, CBAM) for module in model.modules()) == 1
+
+
+@pytest.mark.parametrize("build, options", [
+    (models.resnet18, {}),
+    (small, {"light": True}),
+    (small, {"channel_pools": ("avg",), "arrangement": "parallel"}),
+    (small, {"gate": "hard_sigmoid"}),
+    (small, {"spatial_norm": None, "conv_bias": True}),
+])  # fmt: skip
+def test_a_gentle_layer_changes_a_network_by_less_than_a_percent_and_learns(build, options):
+    torch.manual_seed(0)
+    model = build()
+    with torch.no_grad():
+        model(torch.rand(8, 3, 48, 48))  # statistics that fit the weights, as trained ones do
+        x = torch.rand(2, 3, 48, 48)
+        expected = model.eval()(x)
+        insert_cbam(model, reduction=2, gentle=True, **options)
+        found = model(x)
+    assert 0 < (found - expected).norm() < 0.01 * expected.norm()
+    model.train()(x).square().sum().backward()
+    for module in model.modules():
+        if isinstance(module, CBAM):
+            last = [module.channel.fc2, module.spatial.norm or module.spatial.conv]
+            assert all(p.grad.abs().max() > 0 for layer in last for p in layer.parameters())
+
+
+@pytest.mark.parametrize("options, remedy", [
+    ({"mlp_bias": False}, "mlp_bias=True"), ({"spatial_norm": None}, 'spatial_norm="batch" or conv_bias=True'),
+])  # fmt: skip
+def test_a_gate_without_bias_cannot_begin_gently(options, remedy):
+    model = small()
+    before = set(model.state_dict())
+    with pytest.raises(ValueError, match=f"gentle needs a bias on each gate, .*{remedy}"):
+        insert_cbam(model, gentle=True, **options)
+    assert set(model.state_dict()) == before
+    assert type(model.layer1[0]) is Basic
+
+
+class Odd(FunctionalBlock):
+    """A block with one thing that no plain one has."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(8, 8)
+        self.kind = kind
+        if kind == "attention":
+            self.attention = nn.Sigmoid()
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        match self.kind:
+            case "attention":
+                return self.attention(out) + x
+            case "scale":
+                return 0.1 * out + x
+            case "twice":
+                return out + self.shortcut(out)
+            case "mode":
+                return (out if self.training else self.conv1(out)) + x
+            case "branch":
+                return out + x if x.sum() > 0 else x
+            case _:
+                return F.relu(out) + x
+
+
+@pytest.mark.parametrize("kind, message", [
+    ("attention", r"has 'attention' \(Sigmoid\) before its addition, expected a norm"),
+    ("scale", "computes more than layers one after another and a shortcut"),
+    ("twice", "computes more than layers one after another and a shortcut"),
+    ("mode", "calls other layers in training than in eval mode"),
+    ("branch", "cannot be traced"),
+    ("relu", r"has 'relu\(\)' before its addition, expected a norm"),
+])  # fmt: skip
+def test_a_block_that_computes_something_else_is_refused(kind, message):
+    model = nn.Sequential(FunctionalBlock(8, 8), Odd(kind))
+    with pytest.raises(ValueError, match=rf"block '1' \(Odd\) {message}.*: leave it out with where="):
+        insert_cbam(model)
+    assert insert_cbam(model, where=lambda name: name == "0") == ("0",)
+
+
+def test_attention_of_timm_and_a_second_layer_are_refused():
+    with pytest.raises(ValueError, match=r"has 'se' \(SEModule\) before its addition"):
+        insert_cbam(timm_model("seresnet18"))
+    model = small()
+    insert_cbam(model)
+    with pytest.raises(ValueError, match="has a child `cbam` already"):
+        insert_cbam(model)
+
+
+@pytest.mark.parametrize(
+    "build", [nn.Sequential, partial(nn.Conv2d, 1, 1, 1), partial(nn.TransformerEncoderLayer, 8, 2)]
+)
+def test_a_network_without_blocks_is_refused(build):
+    with pytest.raises(ValueError, match="has no residual block and no VGG stage"):
+        insert_cbam(build())
