@@ -13,7 +13,7 @@ PACKAGE = Path(cbam_triton.__file__).parent
 # Upper storeys first; whatever is not named here is part of the command line, above them.
 STOREYS = [
     {"insert"},
-    {"nn"},
+    {"nn", "scripting"},
     {"functional"},
     {"ops"},
     {"kernels"},
