@@ -101,6 +101,29 @@ def _block(module: nn.Module) -> Block | None:
         raise _Unknown("has a child `cbam` already, expected none")
     if "forward" in vars(module):
         raise _Unknown("has a forward of its own on the instance, expected that of its class")
+    graph = _graph(module)
+    if graph is None:
+        return None
+    x = next(node for node in graph.nodes if node.op == "placeholder")
+    tail, last = _walk(next(node.args[0] for node in graph.nodes if node.op == "output"))
+    added = _operands(last)
+    if added is None:
+        return _checked(module, tail, None, ()) if last is x and _adds_no_shortcut(module) else None
+    (one, source), (other, other_source) = map(_walk, added)
+    if x not in (source, other_source):
+        return None
+    others = len(graph.nodes) - len(one) - len(other) - len(tail)
+    if source is not other_source or others != 3:  # x, the addition, the output
+        raise _Unknown("computes more than layers one after another and a shortcut")
+    if _count(module, one) < _count(module, other):
+        one, other = other, one
+    if _count(module, one) == _count(module, other):
+        raise _Unknown("has as many convolutions on either side of its addition, expected fewer in the shortcut")
+    return _checked(module, one, other, tail)
+
+
+def _graph(module: nn.Module) -> fx.Graph | None:
+    """The trace of a module of one input, None if it has more or cannot be traced."""
     like_resnet = {"conv1", "bn1", "conv2"} <= module._modules.keys()
     try:
         graph, training = (_traced(module, mode) for mode in (False, True))
@@ -108,28 +131,14 @@ def _block(module: nn.Module) -> Block | None:
         if like_resnet:
             raise _Unknown(f"cannot be traced ({error}), expected layers and a shortcut") from None
         return None
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    tail, last = _walk(next(node.args[0] for node in graph.nodes if node.op == "output"))
-    added = _operands(last)
-    if added is None and not (last in inputs and _adds_no_shortcut(module)):
-        return None
-    if len(inputs) != 1:
+    inputs = sum(node.op == "placeholder" for node in graph.nodes)
+    if inputs != 1:
         if like_resnet:
-            raise _Unknown(f"takes {len(inputs)} inputs, expected one")
+            raise _Unknown(f"takes {inputs} inputs, expected one")
         return None
     if str(graph) != str(training):
         raise _Unknown("calls other layers in training than in eval mode, expected the same")
-    if added is None:
-        return _checked(module, tail, None, ())
-    (one, source), (other, other_source) = map(_walk, added)
-    others = len(graph.nodes) - len(one) - len(other) - len(tail)
-    if source is not inputs[0] or other_source is not inputs[0] or others != 3:  # input, addition, output
-        raise _Unknown("computes more than layers one after another and a shortcut")
-    if _count(module, one) < _count(module, other):
-        one, other = other, one
-    if _count(module, one) == _count(module, other):
-        raise _Unknown("has as many convolutions on either side of its addition, expected fewer in the shortcut")
-    return _checked(module, one, other, tail)
+    return graph
 
 
 def _checked(

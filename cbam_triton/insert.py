@@ -44,8 +44,8 @@ def insert_cbam(
     and their copies; the last two also have blocks without a shortcut. The layer comes after the last norm, before a
     drop path and the addition, and computes the addition and a ReLU after it too. In a VGG it comes after the last ReLU
     before each pooling.
-    The layer is the block's child `cbam`; no other name of the state dict changes. It has the dtype and device of the
-    block's last convolution, and the block's training mode.
+    The layer is the block's child `cbam`; no other name of the state dict changes. It has the dtype, device and
+    number of axes of the block's last convolution, and the block's training mode.
     `where` is told a block's name and says whether it gets a layer. `gentle` begins with gates of 0.9997, whatever x,
     so that a pretrained network computes nearly what it did; they learn slowly at first.
 
@@ -89,7 +89,8 @@ def _layer_after(chain: nn.Sequential, index: int, gentle: bool, options: dict[s
 
 
 def _layer(channels: int, block: nn.Module, like: Any, gentle: bool, options: dict[str, Any]) -> CBAM:
-    layer = CBAM(channels, **options, device=like.weight.device, dtype=like.weight.dtype)
+    weight = like.weight
+    layer = CBAM(channels, **options, dims=weight.ndim - 2, device=weight.device, dtype=weight.dtype)
     if gentle:
         _open(layer)
     return layer.train(block.training)

@@ -99,6 +99,25 @@ def timm_model(name: str) -> nn.Module:
     return shaken(pytest.importorskip("timm").create_model(name, num_classes=10))
 
 
+def efficientnet() -> nn.Module:
+    stages = [(1, 3, 1, 32, 16, 1), (4, 3, 2, 16, 24, 2)]
+    configs = [models.efficientnet.MBConvConfig(*stage) for stage in stages]
+    return shaken(models.EfficientNet(configs, dropout=0.0, stochastic_depth_prob=0.5, num_classes=10))
+
+
+def regnet() -> nn.Module:
+    regnet = models.regnet
+    norm, activation = nn.BatchNorm2d, nn.ReLU
+    widths = [(16, 16, 1), (16, 24, 2)]
+    blocks = [regnet.ResBottleneckBlock(*width, norm, activation, 8, 1.0, 0.25) for width in widths]
+    return shaken(nn.Sequential(nn.Conv2d(3, 16, 3), *blocks))
+
+
+def mnasnet() -> nn.Module:
+    inverted = models.mnasnet._InvertedResidual
+    return shaken(nn.Sequential(nn.Conv2d(3, 8, 3), inverted(8, 8, 3, 1, 2), inverted(8, 12, 3, 2, 2)))
+
+
 class FunctionalBlock(nn.Module):
     """As in the many copies for small images: functional ReLU, a shortcut that is a Sequential, empty or not."""
 
@@ -131,6 +150,9 @@ ARCHITECTURES = {
     "copy": (lambda: shaken(nn.Sequential(nn.Conv2d(3, 8, 3), FunctionalBlock(8, 8), FunctionalBlock(8, 12))), 2),
     "mobilenet v2": (lambda: shaken(models.mobilenet_v2(width_mult=0.25, num_classes=10)), 17),
     "mobilenet v3": (lambda: shaken(models.mobilenet_v3_small(width_mult=0.25, num_classes=10)), 11),
+    "regnet": (regnet, 2),
+    "mnasnet": (mnasnet, 2),
+    "efficientnet": (efficientnet, 3),
     "timm mobilenet v2": (partial(timm_model, "mobilenetv2_035"), 17),
     "vgg": (lambda: shaken(models.vgg.make_layers([4, "M", 8, 8, "M", 8], batch_norm=True)), 2),
 }
@@ -184,6 +206,51 @@ def test_in_a_vgg_the_layer_comes_between_the_last_relu_and_the_pooling():
         first = F.max_pool2d(published_cbam(features[1].cbam, F.relu(features[0](x))), 2)
         second = F.max_pool2d(published_cbam(features[4].cbam, F.relu(features[3](first))), 2)
         torch.testing.assert_close(features(x), second)
+
+
+def test_a_block_of_volumes_gets_a_layer_of_volumes():
+    block = shaken(Volumes()).eval()
+    insert_cbam(block, kernel_size=3)
+    x = torch.randn(2, 8, 3, 4, 5)
+    gates = []
+    block.cbam.spatial.norm.register_forward_hook(lambda module, inputs, output: gates.append(output.shape))
+    with torch.no_grad():
+        assert block(x).shape == x.shape
+    assert gates == [(2, 1, 3, 4, 5)]
+
+
+class Volumes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        convolutions = [nn.Sequential(nn.Conv3d(8, 8, 3, padding=1), nn.BatchNorm3d(8)) for _ in range(2)]
+        self.conv1, self.conv2 = convolutions
+
+    def forward(self, x):
+        return F.relu(self.conv2(F.relu(self.conv1(x))) + x)
+
+
+def test_the_innermost_block_gets_the_layer():
+    model = Outer()
+    assert insert_cbam(model) == ("block",)
+    assert type(model) is Outer
+
+
+class Outer(nn.Module):
+    """A residual module around a residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = FunctionalBlock(8, 8)
+        self.bn = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return self.bn(self.block(x)) + x
+
+
+def test_a_path_that_drops_nothing_leaves_the_addition_to_the_layer():
+    block = pytest.importorskip("timm").models.resnet.BasicBlock(16, 16, drop_path=nn.Identity())
+    insert_cbam(block)
+    assert block.cbam.activation == "relu"
 
 
 def test_a_drop_path_comes_after_the_layer():
@@ -253,6 +320,19 @@ def test_a_compiled_network_is_one_graph():
         torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
 
 
+def test_features_can_be_extracted_by_a_symbolic_trace():
+    extraction = pytest.importorskip("torchvision.models.feature_extraction")
+    model = small().eval()
+    insert_cbam(model)
+    extractor = extraction.create_feature_extractor(model, ["layer4"], tracer_kwargs={"leaf_modules": [CBAM]})
+    seen = []
+    model.layer4.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        model(x)
+        assert_same(extractor(x)["layer4"], seen[0])
+
+
 def test_layers_take_the_dtype_the_device_and_the_mode_of_their_block():
     with torch.device("meta"):
         model = small().double().eval()
@@ -275,6 +355,8 @@ def test_where_says_which_blocks_get_a_layer():
     model = small()
     assert insert_cbam(model, where=lambda name: name.startswith("layer4")) == ("layer4.0",)
     assert sum(isinstance(module, CBAM) for module in model.modules()) == 1
+    features = models.vgg.make_layers([4, "M", 8, "M", 8])
+    assert insert_cbam(features, where=lambda name: name != "1") == ("4",)
 
 
 @pytest.mark.parametrize("build, options", [
@@ -299,6 +381,19 @@ def test_a_gentle_layer_changes_a_network_by_less_than_a_percent_and_learns(buil
         if isinstance(module, CBAM):
             last = [module.channel.fc2, module.spatial.norm or module.spatial.conv]
             assert all(p.grad.abs().max() > 0 for layer in last for p in layer.parameters())
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"light": True}, {"channel_pools": ("max",)}, {"channel_pools": ("avg", "max", "lp")}, {"gate": "hard_sigmoid"},
+    {"mlp_bias": True, "spatial_norm": None, "conv_bias": True},
+])  # fmt: skip
+def test_gentle_gates_are_nearly_one_whatever_the_map(options):
+    block = Basic(16, 16).eval()
+    insert_cbam(block, gentle=True, **options)
+    with torch.no_grad():
+        maps = block.cbam.attention_maps(10 * torch.randn(2, 16, 5, 5))
+    for found in maps:
+        torch.testing.assert_close(found, torch.full_like(found, 1 - 1 / 3000), rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("options, remedy", [
@@ -352,6 +447,25 @@ def test_a_block_that_computes_something_else_is_refused(kind, message):
     with pytest.raises(ValueError, match=rf"block '1' \(Odd\) {message}.*: leave it out with where="):
         insert_cbam(model)
     assert insert_cbam(model, where=lambda name: name == "0") == ("0",)
+
+
+def test_a_forward_on_the_instance_is_refused():
+    block = FunctionalBlock(8, 8)
+    block.forward = partial(FunctionalBlock.forward, block)
+    with pytest.raises(ValueError, match="has a forward of its own on the instance"):
+        insert_cbam(block)
+
+
+def test_a_sum_of_other_things_is_no_block():
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.low, self.high = nn.Conv2d(8, 4, 1), nn.Sequential(nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4))
+
+        def forward(self, maps):
+            return self.low(maps["low"]) + self.high(maps["high"])
+
+    assert insert_cbam(nn.ModuleDict({"block": FunctionalBlock(8, 8), "head": Head()})) == ("block",)
 
 
 def test_attention_of_timm_and_a_second_layer_are_refused():
