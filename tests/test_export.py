@@ -106,6 +106,7 @@ def test_a_scripted_layer_computes_the_reference(options, pixels, dtype):
         layer.to(dtype)  # a 1x1 convolution takes its own dtype only
     scripted = torch.jit.script(layer)
     assert list(scripted.state_dict()) == list(layer.state_dict())
+    assert {type(child) for child in layer.children()} <= {ChannelAttention, SpatialAttention}
     for x in inputs(pixels):
         x = x.to(dtype)
         with torch.no_grad(), settings(backend="reference"):
@@ -119,10 +120,13 @@ def test_a_scripted_layer_trains_like_the_reference():
     layer = randomised(CBAM(16))
     twin = copy.deepcopy(layer)
     scripted = torch.jit.script(twin)
-    x = inputs((6, 5))[0].relu()  # with ties
+    gradients = []
     for module in (layer, scripted):
+        x = (inputs((6, 5))[0] - 1.5).relu().requires_grad_()  # with ties
         with settings(backend="reference"):
-            module(x.requires_grad_()).square().sum().backward()
+            module(x).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients)
     for mine, other in zip(layer.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(other.grad, mine.grad)
     torch.testing.assert_close(twin.state_dict(), layer.state_dict())

@@ -449,6 +449,19 @@ def test_a_block_that_computes_something_else_is_refused(kind, message):
     assert insert_cbam(model, where=lambda name: name == "0") == ("0",)
 
 
+def test_a_norm_of_timm_ends_a_block_only_without_its_activation_and_convolution():
+    layers = pytest.importorskip("timm").layers
+    for last in (layers.BatchNormAct2d(8), layers.ConvNormAct(8, 8, apply_act=False)):
+        block = FunctionalBlock(8, 8)
+        block.bn2 = last
+        with pytest.raises(
+            ValueError, match=rf"has 'bn2' \({type(last).__name__}\) before its addition, expected a norm"
+        ):
+            insert_cbam(block)
+    block.bn2 = layers.BatchNormAct2d(8, apply_act=False)
+    assert insert_cbam(block) == ("",)
+
+
 def test_a_forward_on_the_instance_is_refused():
     block = FunctionalBlock(8, 8)
     block.forward = partial(FunctionalBlock.forward, block)
