@@ -40,7 +40,7 @@ def insert_cbam(
     """Put a `CBAM` of these options into every block of `model`, in place, and return the names of these blocks.
 
     A block is a module whose forward is a chain of layers that ends in a norm, plus a shortcut, then an activation or
-    none. So are the blocks of ResNet, ResNeXt, WideResNet, RegNet, MobileNet and EfficientNet in torchvision and timm,
+    none. So are the blocks of ResNet, ResNeXt, WideResNet, MobileNet and EfficientNet in torchvision and timm,
     and their copies; the last two also have blocks without a shortcut. The layer comes after the last norm, before a
     drop path and the addition, and computes the addition and a ReLU after it too. In a VGG it comes after the last ReLU
     before each pooling.

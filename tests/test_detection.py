@@ -18,10 +18,10 @@ pytest.importorskip("sklearn")
 
 @pytest.fixture(scope="module")
 def detector() -> nn.Module:
-    """Faster R-CNN with a random ResNet-50 and CBAM in all its 16 blocks, for images of about 96 pixels."""
+    """Faster R-CNN with a random ResNet-50 and CBAM in all its 16 blocks, for images of about 64 pixels."""
     torch.manual_seed(0)
     model = detection.fasterrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=4, min_size=96, max_size=160, box_score_thresh=0.0
+        weights=None, weights_backbone=None, num_classes=4, min_size=64, max_size=128, box_score_thresh=0.0
     )
     names = insert_cbam(model)
     assert len(names) == 16

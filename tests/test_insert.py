@@ -12,10 +12,21 @@ from torch import nn
 from cbam_triton import CBAM, insert_cbam, settings
 
 from .errors import assert_same
+from .networks import (
+    Basic,
+    Bottleneck,
+    FunctionalBlock,
+    efficientnet,
+    mnasnet,
+    models,
+    regnet,
+    resnet,
+    shaken,
+    small,
+    timm_model,
+    timm_resnet,
+)
 from .published import published_cbam
-
-models = pytest.importorskip("torchvision.models")
-Basic, Bottleneck = models.resnet.BasicBlock, models.resnet.Bottleneck
 
 
 @pytest.fixture(autouse=True)
@@ -33,19 +44,6 @@ def no_gates(monkeypatch):
         return F.relu(y) if self.activation else y
 
     monkeypatch.setattr(CBAM, "forward", forward)
-
-
-def resnet(factor: float, block=Basic, layers=(2, 2, 2, 2), **options) -> nn.Module:
-    """A ResNet with wider or narrower stages behind the usual stem."""
-    widths = iter(int(width * factor) for width in (64, 128, 256, 512))
-
-    class Scaled(models.ResNet):
-        def _make_layer(self, block, planes, blocks, stride=1, dilate=False):
-            return super()._make_layer(block, next(widths), blocks, stride, dilate)
-
-    made = Scaled(block, list(layers), **options)
-    made.fc = nn.Linear(int(512 * factor) * block.expansion, 1000)
-    return made
 
 
 # The paper's tables 4 and 5 in full: a biased MLP of r = 16, a 7x7 convolution and a batch norm in every block.
@@ -73,67 +71,6 @@ def test_networks_have_the_papers_number_of_parameters(build, plain, with_cbam):
     assert size(model) == plain
     insert_cbam(model)
     assert size(model) == with_cbam
-
-
-def small(block=Basic, **options) -> nn.Module:
-    """A ResNet of four narrow blocks."""
-    return shaken(resnet(1 / 8, block, (1, 1, 1, 1), **options))
-
-
-def shaken(model: nn.Module) -> nn.Module:
-    """`model` with every norm's parameters and statistics away from their defaults."""
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in model.state_dict().items():
-        if tensor.ndim == 1 and tensor.is_floating_point():
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5 * ("bias" not in name))
-    return model
-
-
-def timm_resnet(block: str = "BasicBlock", **options) -> nn.Module:
-    resnet = pytest.importorskip("timm").models.resnet
-    narrow = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}
-    return shaken(resnet.ResNet(getattr(resnet, block), num_classes=10, **narrow, **options))
-
-
-def timm_model(name: str) -> nn.Module:
-    return shaken(pytest.importorskip("timm").create_model(name, num_classes=10))
-
-
-def efficientnet() -> nn.Module:
-    stages = [(1, 3, 1, 32, 16, 1), (4, 3, 2, 16, 24, 2)]
-    configs = [models.efficientnet.MBConvConfig(*stage) for stage in stages]
-    return shaken(models.EfficientNet(configs, dropout=0.0, stochastic_depth_prob=0.5, num_classes=10))
-
-
-def regnet() -> nn.Module:
-    regnet = models.regnet
-    norm, activation = nn.BatchNorm2d, nn.ReLU
-    widths = [(16, 16, 1), (16, 24, 2)]
-    blocks = [regnet.ResBottleneckBlock(*width, norm, activation, 8, 1.0, 0.25) for width in widths]
-    return shaken(nn.Sequential(nn.Conv2d(3, 16, 3), *blocks))
-
-
-def mnasnet() -> nn.Module:
-    inverted = models.mnasnet._InvertedResidual
-    return shaken(nn.Sequential(nn.Conv2d(3, 8, 3), inverted(8, 8, 3, 1, 2), inverted(8, 12, 3, 2, 2)))
-
-
-class FunctionalBlock(nn.Module):
-    """As in the many copies for small images: functional ReLU, a shortcut that is a Sequential, empty or not."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential() if inputs == outputs else nn.Sequential(nn.Conv2d(inputs, outputs, 1))
-
-    def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        out += self.shortcut(x)
-        return F.relu(out)
 
 
 ARCHITECTURES = {
@@ -227,24 +164,6 @@ class Volumes(nn.Module):
 
     def forward(self, x):
         return F.relu(self.conv2(F.relu(self.conv1(x))) + x)
-
-
-def test_the_innermost_block_gets_the_layer():
-    model = Outer()
-    assert insert_cbam(model) == ("block",)
-    assert type(model) is Outer
-
-
-class Outer(nn.Module):
-    """A residual module around a residual block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = FunctionalBlock(8, 8)
-        self.bn = nn.BatchNorm2d(8)
-
-    def forward(self, x):
-        return self.bn(self.block(x)) + x
 
 
 def test_a_path_that_drops_nothing_leaves_the_addition_to_the_layer():
@@ -351,14 +270,6 @@ def test_frozen_batch_norms_give_the_width():
     assert model.layer3[0].cbam.channel.fc1.in_features == 32
 
 
-def test_where_says_which_blocks_get_a_layer():
-    model = small()
-    assert insert_cbam(model, where=lambda name: name.startswith("layer4")) == ("layer4.0",)
-    assert sum(isinstance(module, CBAM) for module in model.modules()) == 1
-    features = models.vgg.make_layers([4, "M", 8, "M", 8])
-    assert insert_cbam(features, where=lambda name: name != "1") == ("4",)
-
-
 @pytest.mark.parametrize("build, options", [
     (models.resnet18, {}),
     (small, {"light": True}),
@@ -406,93 +317,3 @@ def test_a_gate_without_bias_cannot_begin_gently(options, remedy):
         insert_cbam(model, gentle=True, **options)
     assert set(model.state_dict()) == before
     assert type(model.layer1[0]) is Basic
-
-
-class Odd(FunctionalBlock):
-    """A block with one thing that no plain one has."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__(8, 8)
-        self.kind = kind
-        if kind == "attention":
-            self.attention = nn.Sigmoid()
-
-    def forward(self, x):
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        match self.kind:
-            case "attention":
-                return self.attention(out) + x
-            case "scale":
-                return 0.1 * out + x
-            case "twice":
-                return out + self.shortcut(out)
-            case "mode":
-                return (out if self.training else self.conv1(out)) + x
-            case "branch":
-                return out + x if x.sum() > 0 else x
-            case _:
-                return F.relu(out) + x
-
-
-@pytest.mark.parametrize("kind, message", [
-    ("attention", r"has 'attention' \(Sigmoid\) before its addition, expected a norm"),
-    ("scale", "computes more than layers one after another and a shortcut"),
-    ("twice", "computes more than layers one after another and a shortcut"),
-    ("mode", "calls other layers in training than in eval mode"),
-    ("branch", "cannot be traced"),
-    ("relu", r"has 'relu\(\)' before its addition, expected a norm"),
-])  # fmt: skip
-def test_a_block_that_computes_something_else_is_refused(kind, message):
-    model = nn.Sequential(FunctionalBlock(8, 8), Odd(kind))
-    with pytest.raises(ValueError, match=rf"block '1' \(Odd\) {message}.*: leave it out with where="):
-        insert_cbam(model)
-    assert insert_cbam(model, where=lambda name: name == "0") == ("0",)
-
-
-def test_a_norm_of_timm_ends_a_block_only_without_its_activation_and_convolution():
-    layers = pytest.importorskip("timm").layers
-    for last in (layers.BatchNormAct2d(8), layers.ConvNormAct(8, 8, apply_act=False)):
-        block = FunctionalBlock(8, 8)
-        block.bn2 = last
-        with pytest.raises(
-            ValueError, match=rf"has 'bn2' \({type(last).__name__}\) before its addition, expected a norm"
-        ):
-            insert_cbam(block)
-    block.bn2 = layers.BatchNormAct2d(8, apply_act=False)
-    assert insert_cbam(block) == ("",)
-
-
-def test_a_forward_on_the_instance_is_refused():
-    block = FunctionalBlock(8, 8)
-    block.forward = partial(FunctionalBlock.forward, block)
-    with pytest.raises(ValueError, match="has a forward of its own on the instance"):
-        insert_cbam(block)
-
-
-def test_a_sum_of_other_things_is_no_block():
-    class Head(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.low, self.high = nn.Conv2d(8, 4, 1), nn.Sequential(nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4))
-
-        def forward(self, maps):
-            return self.low(maps["low"]) + self.high(maps["high"])
-
-    assert insert_cbam(nn.ModuleDict({"block": FunctionalBlock(8, 8), "head": Head()})) == ("block",)
-
-
-def test_attention_of_timm_and_a_second_layer_are_refused():
-    with pytest.raises(ValueError, match=r"has 'se' \(SEModule\) before its addition"):
-        insert_cbam(timm_model("seresnet18"))
-    model = small()
-    insert_cbam(model)
-    with pytest.raises(ValueError, match="has a child `cbam` already"):
-        insert_cbam(model)
-
-
-@pytest.mark.parametrize(
-    "build", [nn.Sequential, partial(nn.Conv2d, 1, 1, 1), partial(nn.TransformerEncoderLayer, 8, 2)]
-)
-def test_a_network_without_blocks_is_refused(build):
-    with pytest.raises(ValueError, match="has no residual block and no VGG stage"):
-        insert_cbam(build())
