@@ -3,6 +3,7 @@
 from . import functional
 from .checkpoints import convert_state_dict
 from .functional import AttentionMaps
+from .insert import insert_cbam
 from .nn import CBAM, ChannelAttention, SpatialAttention
 from .settings import settings
 
@@ -15,5 +16,6 @@ __all__ = [
     "SpatialAttention",
     "convert_state_dict",
     "functional",
+    "insert_cbam",
     "settings",
 ]

@@ -22,7 +22,15 @@ _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
-class ChannelAttention(nn.Module):
+class _Layer(nn.Module):
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` compiles instead."""
+        from .scripting import scriptable
+
+        return scriptable(self)
+
+
+class ChannelAttention(_Layer):
     """x * g, with g (N, C) = gate(sum of MLP(pool)) over the pixels of x (N, C, *pixels).
 
     `hidden_channels` is the MLP's width R, max(1, channels // reduction) if None; 0 leaves the biases alone.
@@ -78,7 +86,7 @@ class ChannelAttention(nn.Module):
         return f"{self.fc1.in_features}{hidden}{_options(self.variant)}"
 
 
-class SpatialAttention(nn.Module):
+class SpatialAttention(_Layer):
     """x * s, with s (N, 1, *pixels) = gate(norm(conv(pools))) over the channels of x (N, C, *pixels).
 
     `kernel_size` K is odd; `spatial_norm` is "batch" for a batch norm of one channel, or None. The child `norm` may be
@@ -141,7 +149,7 @@ class SpatialAttention(nn.Module):
         return f"kernel_size={self.conv.kernel_size[0]}{_options(self.variant)}"
 
 
-class CBAM(nn.Module):
+class CBAM(_Layer):
     """The convolutional block attention module on x (N, C, *pixels): channel attention, then spatial attention.
 
     `reduction`, `hidden_channels`, `mlp_bias`, `mlp_layers` and `channel_pools` are those of `ChannelAttention`, the

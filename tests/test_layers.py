@@ -12,11 +12,12 @@ import cbam_triton
 PACKAGE = Path(cbam_triton.__file__).parent
 # Upper storeys first; whatever is not named here is part of the command line, above them.
 STOREYS = [
-    {"nn"},
+    {"insert"},
+    {"nn", "scripting"},
     {"checkpoints", "functional"},
     {"ops"},
     {"kernels"},
-    {"arguments", "layout", "reference", "settings"},
+    {"arguments", "blocks", "layout", "reference", "settings"},
     {"checkpoint_formats", "variant"},
 ]
 
@@ -69,7 +70,7 @@ def test_imports_point_down_only(path):
         assert storey(name) >= own, f"{module_name(path)} imports {name}, which is above it"
 
 
-@pytest.mark.parametrize("name", ["arguments", "checkpoint_formats", "settings", "variant"])
+@pytest.mark.parametrize("name", ["arguments", "blocks", "checkpoint_formats", "settings", "variant"])
 def test_the_lowest_storey_imports_nothing_of_ours(name):
     assert own_imports(PACKAGE / f"{name}.py") == set()
 
