@@ -145,4 +145,5 @@ def logit_gradient_tile(
         count = gradient_size(P, plane, W, K, DIMS) - P
         for i0 in range(0, count, BLOCK_P):
             i = i0 + tl.arange(0, BLOCK_P)
-            tl.store(dz_ptr + zero_at(i, lead, P, plane, W, K, DIMS), zeros, mask=i < count)
+            at = zero_at(i, lead, P, plane, W, K) if DIMS == 3 else tl.where(i < lead, i, i + P)
+            tl.store(dz_ptr + at, zeros, mask=i < count)

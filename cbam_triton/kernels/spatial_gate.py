@@ -43,14 +43,11 @@ def past_zeros(p, plane, W, K: tl.constexpr, DIMS: tl.constexpr):
 
 
 @triton.jit
-def zero_at(i, lead, P, plane, W, K: tl.constexpr, DIMS: tl.constexpr):
-    """Where the i-th zero is, if `lead` of them come before the first pixel."""
-    if DIMS == 3:
-        gap = tl.maximum(zeros_around(W, K, DIMS), 1)
-        planes = tl.where(i < lead, 0, tl.minimum((i - lead) // gap + 1, P // plane))
-        return i + tl.where(K == 1, P, planes * plane)
-    else:
-        return tl.where(i < lead, i, i + P)
+def zero_at(i, lead, P, plane, W, K: tl.constexpr):
+    """Where the i-th zero of a volume is, if `lead` of them come before the first pixel."""
+    gap = tl.maximum(zeros_around(W, K, 3), 1)
+    planes = tl.where(i < lead, 0, tl.minimum((i - lead) // gap + 1, P // plane))
+    return i + tl.where(K == 1, P, planes * plane)
 
 
 @triton.jit

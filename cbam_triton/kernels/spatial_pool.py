@@ -92,11 +92,18 @@ def spatial_pool_tile(
         tl.store(argmax_ptr + p, first.to(argmax_ptr.dtype.element_ty), mask=inside_p)
     if tile == 0:
         maps: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
-        count = maps * (padded_size(P, plane, W, K, DIMS) - P)
-        for i0 in range(0, count, BLOCK_P):
-            i = i0 + tl.arange(0, BLOCK_P)
-            at = maps * zero_at(i // maps, lead, P, plane, W, K, DIMS) + i % maps
-            tl.store(pool_ptr + at, tl.zeros([BLOCK_P], ACC), mask=i < count)
+        zeros = tl.zeros([BLOCK_P], ACC)
+        if DIMS == 3:
+            count = maps * (padded_size(P, plane, W, K, DIMS) - P)
+            for i0 in range(0, count, BLOCK_P):
+                i = i0 + tl.arange(0, BLOCK_P)
+                at = maps * zero_at(i // maps, lead, P, plane, W, K) + i % maps
+                tl.store(pool_ptr + at, zeros, mask=i < count)
+        else:
+            for i0 in range(0, maps * lead, BLOCK_P):
+                i = i0 + tl.arange(0, BLOCK_P)
+                tl.store(pool_ptr + i, zeros, mask=i < maps * lead)
+                tl.store(pool_ptr + maps * (P + lead) + i, zeros, mask=i < maps * lead)
 
 
 @triton.jit
