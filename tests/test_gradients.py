@@ -212,6 +212,15 @@ def test_gradients_are_exact_where_arithmetic_is(memory_format, schedule, device
 
 
 @both_schedules
+def test_a_hidden_unit_at_zero_passes_no_gradient(schedule, device):
+    x, dy = (normal((2, 8, 4, 3), device=device, seed=seed) for seed in (0, 1))
+    at_zero = layer(8, device=device)._replace(fc1_weight=torch.zeros(4, 8, device=device), fc1_bias=None)
+    found = by_kernels(x, dy, at_zero, schedule)
+    assert_same(found.fc1_weight, torch.zeros_like(found.fc1_weight))
+    assert found.fc2_bias.abs().max() > 0
+
+
+@both_schedules
 def test_only_gradients_that_are_asked_for_are_computed(schedule, device):
     x, dy = (normal((2, 8, 4, 3), device=device, seed=seed) for seed in (0, 1))
     weights = layer(8, norm="affine", device=device)

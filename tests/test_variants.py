@@ -9,7 +9,7 @@ from cbam_triton import CBAM, ChannelAttention, SpatialAttention, functional, re
 
 pytest.importorskip("triton")
 
-from .cases import FORMATS, both_schedules, of_interpreted_exp
+from .cases import SCHEDULES, both_schedules, of_interpreted_exp
 from .errors import assert_same
 
 pytestmark = [pytest.mark.usefixtures("nan_memory"), of_interpreted_exp]
@@ -35,7 +35,15 @@ VARIANTS = {
     "spatial only": {"arrangement": "spatial_only", "light": True},
     "input added": {"add_input": True, "activation": "relu"},
 }
-LAYOUTS = dict(zip(("nchw", "channels_last"), FORMATS, strict=True))
+# Every layout and every schedule; all pairs of them take twice as long.
+layouts_and_schedules = pytest.mark.parametrize(
+    "last, schedule",
+    [
+        pytest.param(last, schedule, marks=[] if last == (schedule == "staged") else pytest.mark.slow)
+        for last in (False, True)
+        for schedule in SCHEDULES
+    ],
+)
 
 
 def made(C, options, *, kernel_size=3, seed=3):
@@ -100,8 +108,7 @@ def _given(residual):
     return () if residual is None else (residual.detach(),)
 
 
-@both_schedules
-@pytest.mark.parametrize("last", [False, True], ids=("nchw", "channels_last"))
+@layouts_and_schedules
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_gives_what_the_reference_gives(name, last, schedule, device, monkeypatch):
     layer = made(6, VARIANTS[name]).to(device).eval()
@@ -119,8 +126,7 @@ def test_a_variant_in_training_with_a_residual_gives_what_the_reference_gives(na
     compare(layer, x, schedule, monkeypatch, residual)
 
 
-@both_schedules
-@pytest.mark.parametrize("last", [False, True], ids=("first", "last"))
+@layouts_and_schedules
 @pytest.mark.parametrize(
     "shape, K", [((2, 6, 17), 5), ((3, 4, 1), 3), ((2, 6, 3, 4, 5), 3), ((1, 3, 2, 3, 1), 5), ((2, 2, 4, 1, 3), 1)],
     ids=str,
