@@ -6,6 +6,49 @@ from torch import Tensor
 _AXES = {1: "L", 2: "H, W", 3: "D, H, W"}
 
 
+def is_usual(
+    x: Tensor,
+    mlp: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None] | None,
+    conv_weight: Tensor | None,
+    conv_bias: Tensor | None,
+) -> bool:
+    """Whether this is an image and a layer of the default variant that all checks below accept.
+
+    One look at everything, half the time of the checks, which say what is wrong.
+    """
+    shape, dtype, device = x.shape, x.dtype, x.device
+    if len(shape) != 4 or 0 in shape[1:] or not dtype.is_floating_point:
+        return False
+    channels = shape[1]
+    parameters: tuple[Tensor | None, ...] = ()
+    if mlp is not None:
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias = mlp
+        hidden = fc1_weight.shape[0]
+        if fc2_weight is None or hidden == 0:
+            return False
+        if fc1_weight.shape != (hidden, channels) or fc2_weight.shape != (channels, hidden):
+            return False
+        if (fc1_bias is not None and fc1_bias.shape != (hidden,)) or (
+            fc2_bias is not None and fc2_bias.shape != (channels,)
+        ):
+            return False
+        parameters = mlp
+    if conv_weight is not None:
+        size = conv_weight.shape[-1]
+        if conv_weight.shape != (1, 2, size, size) or size % 2 == 0:
+            return False
+        if conv_bias is not None and conv_bias.shape != (1,):
+            return False
+        parameters = (*parameters, conv_weight, conv_bias)
+    for parameter in parameters:
+        if parameter is None:
+            continue
+        own = parameter.dtype
+        if (own is not dtype and own is not torch.float32) or parameter.device != device:
+            return False
+    return True
+
+
 def check_x(x: Tensor) -> None:
     """x is (N, C, *pixels), floating point, with one to three axes of pixels, at least one channel and one pixel."""
     shape = x.shape

@@ -38,7 +38,7 @@ from torch.jit._trace import is_tracing
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import reference
-from .arguments import check_conv, check_epilogue, check_mlp, check_x
+from .arguments import check_conv, check_epilogue, check_mlp, check_x, is_usual
 from .kernels import device as kernel_device
 from .reference import Norm
 from .settings import current_backend, current_schedule
@@ -175,14 +175,15 @@ def refined(
     descriptor: Descriptor | None = None,
 ) -> Tensor:
     """What the modules call: `cbam` of a variant that is known to be right, without the parts that are None."""
-    check_x(x)
     check_epilogue(x, residual, activation)
-    if conv_weight is not None:
-        check_conv(x, conv_weight, conv_bias, None if descriptor is not None else variant.maps)
-    if mlp is not None:
-        check_mlp(x, *mlp)
+    usual = variant == DEFAULT and descriptor is None and is_usual(x, mlp, conv_weight, conv_bias)
+    if not usual:
+        check_x(x)
+        if conv_weight is not None:
+            check_conv(x, conv_weight, conv_bias, None if descriptor is not None else variant.maps)
+        if mlp is not None:
+            check_mlp(x, *mlp)
     relu = activation == "relu"
-    usual = x.ndim == 4 and variant == DEFAULT and (mlp is None or (mlp[0].shape[0] > 0 and mlp[2] is not None))
     if _kernels_run(x, conv_weight) and descriptor is None and (usual or _kernels_know(variant)):
         if variant.arrangement == "spatial_first" and norm is not None and _fixed(norm, x, x.ndim) is None:
             # The norm parts the two: each gate by its own launches.
