@@ -7,6 +7,7 @@ wider of x's and the weight's dtype.
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,12 +40,11 @@ def channel_gate(
     Without fc2_weight the MLP is its first layer, with neither ReLU nor a second.
     Source: the paper's equation 2.
     """
-    hidden = [_linear(pool, fc1_weight, fc1_bias) for pool in channel_pool(x, variant)]
+    hidden = _linear(torch.stack(channel_pool(x, variant)), fc1_weight, fc1_bias)
     if fc2_weight is None:
-        return gate(sum(hidden[1:], hidden[0]), variant)
-    active = [F.relu(z) for z in hidden]
+        return gate(hidden.sum(0), variant)
     bias = None if fc2_bias is None else variant.passes * fc2_bias
-    return gate(_linear(sum(active[1:], active[0]), fc2_weight, bias), variant)
+    return gate(_linear(F.relu(hidden).sum(0), fc2_weight, bias), variant)
 
 
 def spatial_pool(x: Tensor, variant: Variant = DEFAULT) -> Tensor:
@@ -197,14 +197,23 @@ def _fused_max(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """max over dims, kept, without the arg-max and the scatter of max(dim), of which Inductor makes slow code."""
     sizes = [size if dim in dims else 1 for dim, size in enumerate(x.shape)]
     # -1, -2, ...: by cumsum, which lies in memory; an arange would be computed anew, element by element.
-    order = torch.full((prod(sizes),), -1, dtype=torch.int32, device=x.device).cumsum(0, dtype=torch.int32).view(sizes)
-    # In Inductor's registers half precision is not rounded, in memory it is: a maximum of halves equals no element.
-    wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    peak = wide.amax(dims, keepdim=True)
-    # amin of a rising order would do, but keeps the partitioner from computing the mask again in the backward pass.
-    first = torch.where(wide < peak, -(2**31), order).amax(dims, keepdim=True)
-    selected = torch.where(order == first, x, 0).sum(dims, keepdim=True)
-    return torch.where(peak.isnan(), peak.to(x.dtype), selected)
+    order = torch.full((prod(sizes),), -1, dtype=torch.int32, device=x.device).cumsum(0, dtype=torch.int32)
+    return _FirstMax.apply(x, order.view(sizes), dims)
+
+
+class _FirstMax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, dims: tuple[int, ...]) -> Tensor:
+        # In Inductor's registers half precision is not rounded, in memory it is: a maximum of halves equals no element.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        peak = wide.amax(dims, keepdim=True)
+        ctx.save_for_backward(order, torch.where(wide < peak, -(2**31), order).amax(dims, keepdim=True))
+        return peak.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        order, first = ctx.saved_tensors
+        return torch.where(order == first, gradients[0], 0), None, None
 
 
 def _inductor_on_cpu(x: Tensor) -> bool:

@@ -19,8 +19,8 @@ T4 = DeviceFacts("T4", 40, 4 << 20)
 problems = st.builds(
     Problem, st.integers(1, 128), st.integers(1, 2048), st.integers(1, 12544), st.integers(0, 128),
     st.sampled_from([0, 1, 3, 7, 15]), st.sampled_from([2, 4, 8]), st.sampled_from([1, 2]), st.booleans(),
-    st.booleans(),
-).filter(lambda problem: problem.R or problem.K)  # fmt: skip
+    st.booleans(), st.integers(1, 3), st.booleans(),
+).filter(lambda problem: (problem.R and problem.K) if problem.spatial_first else (problem.R or problem.K))  # fmt: skip
 
 
 @given(problems, st.sampled_from(SCHEDULES))
@@ -53,7 +53,9 @@ def test_the_lag_covers_resident_programs_unless_l2_holds_less(problem, sm_count
     tiles = table.backward_tiles if problem.backward else table.wavefront_tiles
     in_flight = row.programs_per_sm * sm_count / tiles(problem, row._asdict())
     sample_bytes = problem.C * problem.P * problem.itemsize * (1 + problem.backward)
-    stages = (2 if problem.R and problem.K else 1) + (1 if problem.backward and problem.K else 0)
+    stages = (2 if problem.R and problem.K else 1) + (
+        1 if problem.K and (problem.backward or problem.spatial_first) else 0
+    )
     lag = table.lag(problem, row, DeviceFacts("", sm_count, l2_bytes))
     assert 1 <= lag <= in_flight + 1
     alive = (stages * lag + in_flight + 1) * sample_bytes
