@@ -2,6 +2,7 @@
 
 from . import functional
 from .checkpoints import convert_state_dict
+from .convert import convert_cbam, restore_cbam
 from .functional import AttentionMaps
 from .nn import CBAM, ChannelAttention, SpatialAttention
 from .settings import settings
@@ -13,7 +14,9 @@ __all__ = [
     "AttentionMaps",
     "ChannelAttention",
     "SpatialAttention",
+    "convert_cbam",
     "convert_state_dict",
     "functional",
+    "restore_cbam",
     "settings",
 ]

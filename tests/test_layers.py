@@ -12,12 +12,13 @@ import cbam_triton
 PACKAGE = Path(cbam_triton.__file__).parent
 # Upper storeys first; whatever is not named here is part of the command line, above them.
 STOREYS = [
-    {"nn"},
+    {"convert"},
+    {"nn", "recognise", "timm"},
     {"checkpoints", "functional"},
     {"ops"},
     {"kernels"},
     {"arguments", "layout", "reference", "settings"},
-    {"checkpoint_formats", "variant"},
+    {"checkpoint_formats", "terms", "variant"},
 ]
 
 
