@@ -72,31 +72,44 @@ def restore_cbam(model: nn.Module) -> int:
     return len(converted)
 
 
-def _visit(module: nn.Module, name: str, groups: dict[str, list[Found]], seen: set[int]) -> None:
+def _visit(module: nn.Module, name: str, groups: dict[str, list[Found]], seen: set[int]) -> bool:
+    """Converts or reports this module, or else what is in it; returns whether there was anything."""
     if id(module) in seen:
-        return
+        return False
     seen.add(id(module))
-    row = functools.partial(Found, name, type(module).__name__)
+    kind = module.original_name if isinstance(module, jit.ScriptModule) else type(module).__name__
+    row = functools.partial(Found, name, kind)
     if _is_converted(module):
         groups["already"].append(row("converted before"))
-        return
+        return True
     if type(module).__module__.split(".")[0] == __package__:
         groups["already"].append(row("of cbam_triton"))
-        return
-    likeness = _likeness(module, name)
+        return True
+    children = {f"{name}.{key}" if name else key: child for key, child in module.named_children()}
+    layers = _layers(module)
+    # A wrapper has the layers of what it wraps, and is not to be taken for it.
+    wrapped = next((key for key, child in children.items() if len(_layers(child)) == len(layers)), None)
+    if layers and wrapped is not None and _visit(children[wrapped], wrapped, groups, seen):
+        return True
+    likeness = _likeness(module, kind, name, layers)
+    reason = None
     if likeness:
         try:
             plan = _checked_plan(module, likeness)
-        except Unlike as reason:
-            if likeness != "part" or isinstance(reason, OnlyGate):
-                groups["skipped"].append(row(str(reason)))
-                return
+        except Unlike as unlike:
+            reason = unlike if likeness != "part" or isinstance(unlike, OnlyGate) else None
         else:
             module.forward = functools.partial(_forward, module, plan)
             groups["converted"].append(row(_described(module, plan)))
-            return
-    for key, child in module.named_children():
-        _visit(child, f"{name}.{key}" if name else key, groups, seen)
+            return True
+    inner = groups if reason is None else {group: [] for group in groups}
+    found = any([_visit(child, key, inner, seen) for key, child in children.items()])
+    if reason is None:
+        return found
+    # A part that can be converted by itself is; of one that cannot, the reason of the whole tells more.
+    groups["converted"] += inner["converted"]
+    groups["skipped"].append(row(str(reason)))
+    return True
 
 
 def _forward(module: nn.Module, plan: Plan, x: Tensor) -> Tensor:
@@ -139,12 +152,11 @@ def _checked_plan(module: nn.Module, likeness: str) -> Plan:
     return plan
 
 
-def _likeness(module: nn.Module, name: str) -> str | None:
+def _likeness(module: nn.Module, kind: str, name: str, layers: list[nn.Module]) -> str | None:
     """How far its layers with parameters are those of a CBAM: "whole", "part", "named" after it, or None."""
-    layers = _layers(module)
-    if not 1 <= len(layers) <= _MOST_LAYERS or any(len(_layers(child)) == len(layers) for child in module.children()):
+    if not 1 <= len(layers) <= _MOST_LAYERS:
         return None
-    if "cbam" in type(module).__name__.lower():
+    if "cbam" in kind.lower():
         return "named"
     spatial = [layer for layer in layers if _gathers_maps(layer)]
     others = [layer for layer in layers if not (_gathers_maps(layer) or is_norm(layer))]
@@ -153,7 +165,7 @@ def _likeness(module: nn.Module, name: str) -> str | None:
     if spatial and 1 <= len(others) <= 2:
         return "whole"
     is_part = (spatial and not others) or len(others) == 2
-    return "part" if is_part and _PART.search(f"{type(module).__name__} {name.rpartition('.')[2]}") else None
+    return "part" if is_part and _PART.search(f"{kind} {name.rpartition('.')[2]}") else None
 
 
 def _gathers_maps(layer: Any) -> bool:

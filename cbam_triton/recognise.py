@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from .functional import plain_type
-from .terms import Term, X, is_vector, product, term_of, unknown_in
+from .terms import Term, Untraceable, X, is_vector, product, term_of, unknown_in
 from .variant import Variant, checked_variant
 
 Path = tuple[str, ...]
@@ -90,8 +90,8 @@ def _in_both_modes(module: nn.Module) -> Term:
             for part, _ in modes:
                 part.training = training
             found.append(term_of(module))
-    except Exception as error:  # whatever the code of others raises on a placeholder
-        raise Unlike(f"its forward cannot be traced: {type(error).__name__}") from None
+    except Untraceable as error:
+        raise Unlike(str(error)) from None
     finally:
         for part, mode in modes:
             part.training = mode

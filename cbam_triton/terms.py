@@ -23,6 +23,11 @@ X = Term("x")
 _AXES: dict[type, int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 # Where PyTorch's own functions come from; one of the same name from elsewhere may be any.
 _HOMES = ("torch", "_operator", "builtins")
+_VIEWS = ("contiguous", "expand_as", "flatten", "reshape", "squeeze", "unsqueeze", "view")
+
+
+class Untraceable(Exception):
+    """No term can be read off the code of a module; the message says why."""
 
 
 class _Proxy(fx.Proxy):
@@ -46,9 +51,13 @@ class _Tracer(fx.Tracer):
 def term_of(module: nn.Module) -> Term:
     """What the module returns for x, in the mode that it is in.
 
-    Raises: whatever its code raises on a placeholder.
+    Raises: Untraceable where its code does not run on a placeholder, or changes in place what it reads again.
     """
-    graph = _Tracer().trace(module)
+    try:
+        graph = _Tracer().trace(module)
+    except Exception as error:  # whatever the code of others raises
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise Untraceable(f"its forward cannot be traced: {reason}") from error
     ndim = max((_AXES.get(type(part), 0) for part in module.modules()), default=0) or 4
     values: dict[fx.Node, Any] = {}
     result = _unknown("no value")
@@ -111,19 +120,21 @@ def _value(node: fx.Node, values: dict[fx.Node, Any], module: nn.Module, ndim: i
             return _unknown(name)
         changes = options.pop("inplace", False) or (name.endswith("_") and not name.startswith("_"))
     if changes and not _may_change(node, values):
-        return _unknown(f"{name} in place")
+        raise Untraceable(f"its forward changes in place, by {name}, what may be read again")
     known = _FUNCTIONS.get(re.sub(r"[123]d$", "", name).strip("_"))
     try:
         found = None if known is None else known(ndim, *args, **options)
-    except (TypeError, AttributeError):  # arguments of a kind that the table does not know
+    except (AttributeError, IndexError, TypeError, ValueError):  # arguments of a kind that the table does not know
         found = None
     return _unknown(name) if found is None else found
 
 
 def _may_change(node: fx.Node, values: dict[fx.Node, Any]) -> bool:
-    """Whether nothing reads the changed value later, and it is not the caller's."""
+    """Whether nothing reads the changed value later, neither the caller nor through a view."""
     source = node.args[0]
-    return isinstance(source, fx.Node) and values[source] != X and list(source.users)[-1] is node
+    if not isinstance(source, fx.Node) or values[source] == X or list(source.users)[-1] is not node:
+        return False
+    return not any(str(other.target).strip("_") in _VIEWS for other in (source, *list(source.users)[:-1]))
 
 
 def _is_map(term: Any) -> bool:
