@@ -2,6 +2,7 @@
 
 from . import functional
 from .checkpoints import convert_state_dict
+from .convert import convert_cbam, restore_cbam
 from .functional import AttentionMaps
 from .insert import insert_cbam
 from .nn import CBAM, ChannelAttention, SpatialAttention
@@ -14,8 +15,10 @@ __all__ = [
     "AttentionMaps",
     "ChannelAttention",
     "SpatialAttention",
+    "convert_cbam",
     "convert_state_dict",
     "functional",
     "insert_cbam",
+    "restore_cbam",
     "settings",
 ]

@@ -329,13 +329,23 @@ def _with_axes(z: Tensor, ndim: int, planes: int) -> Tensor:
     return z.unflatten(2, (planes, -1)) if ndim == 5 else z
 
 
+def plain_type(norm: nn.Module) -> type:
+    """Its class; for timm's batch norm with neither drop nor activation PyTorch's, whose arithmetic it has then."""
+    kind = type(norm)
+    if kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.") and isinstance(norm, nn.BatchNorm2d):
+        after = norm._modules
+        if all(type(after.get(name)) is nn.Identity for name in ("drop", "act")):
+            return nn.BatchNorm2d
+    return kind
+
+
 def _fixed(norm: Norm, x: Tensor, ndim: int) -> tuple[Any, ...] | None:
     """(weight, bias, mean, variance, eps) of a norm that is an affine map of fixed statistics, else None.
 
     A batch norm that does not fit x is not taken apart but called, so that PyTorch refuses it in its own words.
     """
     # Exact types: a subclass may compute something else.
-    if not isinstance(norm, _BatchNorm) or type(norm) not in (_BATCH_NORMS[ndim], nn.SyncBatchNorm):
+    if not isinstance(norm, _BatchNorm) or plain_type(norm) not in (_BATCH_NORMS[ndim], nn.SyncBatchNorm):
         return None
     own, buffers = norm._parameters, norm._buffers  # a fifth of the time of norm.weight and the rest
     mean = buffers["running_mean"]
@@ -348,7 +358,7 @@ def _fixed(norm: Norm, x: Tensor, ndim: int) -> tuple[Any, ...] | None:
 
 def _normalises_by_batch(norm: Norm | None, x: Tensor, ndim: int) -> bool:
     """Whether this is a plain batch norm of one channel that takes its statistics from the batch."""
-    if not isinstance(norm, _BatchNorm) or type(norm) is not _BATCH_NORMS[ndim] or norm.num_features != 1:
+    if not isinstance(norm, _BatchNorm) or plain_type(norm) is not _BATCH_NORMS[ndim] or norm.num_features != 1:
         return False
     if norm._forward_hooks or norm._forward_pre_hooks:
         return False

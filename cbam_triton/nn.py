@@ -142,7 +142,7 @@ class SpatialAttention(_Layer):
         self.register_module("squeeze", squeeze)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = _weights(self.conv)
+        weights = weights_of(self.conv)
         return functional.refined(x, None, *weights, self.norm, variant=self.variant, descriptor=self.squeeze)
 
     def extra_repr(self) -> str:
@@ -272,7 +272,7 @@ class CBAM(_Layer):
         if spatial is None:
             return mlp, (None, None), None, None
         own = spatial._modules
-        return mlp, _weights(own["conv"]), own["norm"], own["squeeze"]
+        return mlp, weights_of(own["conv"]), own["norm"], own["squeeze"]
 
 
 def _linear(inputs: int, outputs: int, bias: bool, device: Any, dtype: Any) -> nn.Linear:
@@ -290,10 +290,10 @@ def _linear(inputs: int, outputs: int, bias: bool, device: Any, dtype: Any) -> n
 def _mlp(channel: nn.Module) -> tuple[Any, Any, Any, Any]:
     children: dict[str, Any] = channel._modules
     first, second = children["fc1"], children["fc2"]
-    return (*_weights(first), None, None) if second is None else (*_weights(first), *_weights(second))
+    return (*weights_of(first), None, None) if second is None else (*weights_of(first), *weights_of(second))
 
 
-def _weights(layer: nn.Module) -> tuple[Any, Any]:
+def weights_of(layer: nn.Module) -> tuple[Any, Any]:
     own: dict[str, Any] = layer._parameters
     if "weight" in own and "bias" in own:  # a fifth of the time of layer.weight, on the path of every call
         return own["weight"], own["bias"]

@@ -12,13 +12,13 @@ import cbam_triton
 PACKAGE = Path(cbam_triton.__file__).parent
 # Upper storeys first; whatever is not named here is part of the command line, above them.
 STOREYS = [
-    {"insert"},
-    {"nn", "scripting"},
+    {"convert", "insert"},
+    {"nn", "recognise", "scripting", "timm"},
     {"checkpoints", "functional"},
     {"ops"},
     {"kernels"},
     {"arguments", "blocks", "layout", "reference", "settings"},
-    {"checkpoint_formats", "variant"},
+    {"checkpoint_formats", "terms", "variant"},
 ]
 
 

@@ -1,0 +1,112 @@
+"""timm's two CBAM layers by our kernels: its keyword arguments, its defaults, its keys. Needs no timm.
+
+    timm.create_model("resnet50", block_args=dict(attn_layer=cbam_triton.timm.CbamModule))
+
+`torch.jit.script` compiles the plain composition of PyTorch; in a graph of `torch.fx` the layer is one call.
+"""
+
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from .functional import refined
+from .variant import Gate, checked_variant
+
+fx.wrap("refined")  # its checks are not for placeholders
+
+_GATES: dict[str, Gate] = {"sigmoid": "sigmoid", "hardsigmoid": "hard_sigmoid"}
+
+
+class CbamModule(nn.Module):
+    """x (N, C, H, W) times its channel gate, times the spatial gate of that, as `timm.layers.cbam.CbamModule`.
+
+    The hidden width is `rd_channels`, or `channels * rd_ratio` rounded to a multiple of `rd_divisor`, at least one.
+    `gate_layer` is sigmoid or hard sigmoid, by timm's name or as a class.
+    Keys: channel.fc1.weight (R, C, 1, 1), channel.fc2.weight (C, R, 1, 1), their biases with `mlp_bias`,
+    spatial.conv.conv.weight (1, 2, K, K), spatial.conv.bn.*.
+
+    Raises: ValueError for an even K, and for another `act_layer` or `gate_layer` than the kernels know.
+    Source: arXiv 1807.06521, equation 1; the arguments are timm's.
+    """
+
+    light: Final[bool] = False
+    hard: Final[bool]
+
+    def __init__(
+        self,
+        channels: int,
+        rd_ratio: float = 1 / 16,
+        rd_channels: int | None = None,
+        rd_divisor: int = 1,
+        spatial_kernel_size: int = 7,
+        act_layer: type[nn.Module] | str = nn.ReLU,
+        gate_layer: type[nn.Module] | str = "sigmoid",
+        mlp_bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if _name(act_layer) != "relu":
+            raise ValueError(f"act_layer must be torch.nn.ReLU, got {act_layer!r}: use timm's own layer for another")
+        gate = _GATES.get(_name(gate_layer))
+        if gate is None or (self.light and gate != "sigmoid"):
+            known = "'sigmoid'" if self.light else "'sigmoid' or 'hard_sigmoid'"
+            raise ValueError(f"gate_layer must be {known}, got {gate_layer!r}: use timm's own layer for another")
+        if spatial_kernel_size < 1 or spatial_kernel_size % 2 == 0:
+            raise ValueError(f"spatial_kernel_size must be odd and positive, got {spatial_kernel_size}: timm's is 7")
+        made: Any = {"device": device, "dtype": dtype}
+        hidden = rd_channels or _hidden_channels(channels, rd_ratio, rd_divisor)
+        self.channel = nn.Module()
+        self.channel.fc1 = nn.Conv2d(channels, hidden, 1, bias=mlp_bias, **made)
+        self.channel.fc2 = nn.Conv2d(hidden, channels, 1, bias=mlp_bias, **made)
+        self.spatial = nn.Module()
+        self.spatial.conv = nn.Module()
+        maps, padding = 1 if self.light else 2, spatial_kernel_size // 2
+        self.spatial.conv.conv = nn.Conv2d(maps, 1, spatial_kernel_size, padding=padding, bias=False, **made)
+        self.spatial.conv.bn = nn.BatchNorm2d(1, **made)
+        self.hard = gate == "hard_sigmoid"
+        self.variant = checked_variant(gate=gate, light=self.light)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            y = self._composed(x)
+        else:
+            fc1, fc2, logits = self.channel.fc1, self.channel.fc2, self.spatial.conv
+            mlp = (fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias)
+            y = refined(x, mlp, logits.conv.weight, None, logits.bn, None, None, self.variant)
+        return y
+
+    def _composed(self, x: Tensor) -> Tensor:
+        """The forward in what TorchScript knows."""
+        mean, peak = x.mean((2, 3), keepdim=True), x.flatten(2).max(2)[0][:, :, None, None]
+        logits = self._mlp(0.5 * mean + 0.5 * peak) if self.light else self._mlp(mean) + self._mlp(peak)
+        x = x * self._gate(logits)
+        mean, peak = x.mean(1, keepdim=True), x.max(1, keepdim=True)[0]
+        maps = 0.5 * mean + 0.5 * peak if self.light else torch.cat([mean, peak], 1)
+        return x * self._gate(self.spatial.conv.bn(self.spatial.conv.conv(maps)))
+
+    def _mlp(self, descriptor: Tensor) -> Tensor:
+        return self.channel.fc2(F.relu(self.channel.fc1(descriptor)))
+
+    def _gate(self, logits: Tensor) -> Tensor:
+        return F.hardsigmoid(logits) if self.hard else torch.sigmoid(logits)
+
+
+class LightCbamModule(CbamModule):
+    """`CbamModule` on the half of the sum of both pools, as `timm.layers.cbam.LightCbamModule`.
+
+    Its gates are sigmoids: timm's own takes another `gate_layer` and uses none. The convolution is (1, 1, K, K).
+    """
+
+    light: Final[bool] = True
+
+
+def _hidden_channels(channels: int, ratio: float, divisor: int) -> int:
+    return max(divisor, int(channels * ratio + divisor / 2) // divisor * divisor)
+
+
+def _name(layer: type[nn.Module] | str) -> str:
+    name = layer if isinstance(layer, str) else getattr(layer, "__name__", "")
+    return name.replace("_", "").lower()

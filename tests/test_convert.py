@@ -1,0 +1,433 @@
+import copy
+import pickle
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cbam_triton.timm
+from cbam_triton import CBAM, convert, convert_cbam, restore_cbam, settings
+
+from .errors import assert_same
+from .idioms import (
+    FORMS,
+    AttentionLayer,
+    C,
+    ChannelPart,
+    ConvNorm,
+    R,
+    SpatialPart,
+    conv_mlp,
+    layer,
+    linear_mlp,
+    spatial_conv,
+)
+
+TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model in float64, with every parameter and statistic drawn from a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.double().state_dict().items():
+        if tensor.is_floating_point():
+            fresh = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            tensor.copy_(fresh.abs() + 0.5 if name.endswith("running_var") else 0.5 * fresh)
+    return model
+
+
+def input_of(name: str = "", seed: int = 1) -> Tensor:
+    shape = (2, C, 3, 4, 5) if name == "volume" else (2, C, 4, 5)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def results(model: nn.Module, x: Tensor) -> dict[str, Any]:
+    """The output of a call, the gradients of a loss of it, and the statistics after it."""
+    x = x.clone().requires_grad_()
+    model.zero_grad()
+    y = model(x)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+    (y * weights).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {"y": y.detach(), "dx": x.grad, **gradients, **{k: b.clone() for k, b in model.named_buffers()}}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "name, backend", [*((name, "reference") for name in FORMS), ("Jongchan", "auto"), ("timm", "auto")]
+)
+def test_every_form_computes_the_same_after_conversion(name, backend, training):
+    with settings(backend=backend):
+        check_conversion(name, training)
+
+
+def check_conversion(name: str, training: bool) -> None:
+    model, x = drawn(FORMS[name]()), input_of(name)
+    twin = copy.deepcopy(model)
+    report = convert_cbam(model)
+    assert [found.name for found in report.converted] == [""]
+    assert not report.skipped
+    # Converted in the one mode, used in the other: the mode is read at the call.
+    expected, found = results(twin.train(training), x), results(model.train(training), x)
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_is_one_call_of_the_library(name, monkeypatch, no_kernels):
+    calls = []
+    refined = convert.refined
+    monkeypatch.setattr(convert, "refined", lambda *arguments: calls.append(arguments) or refined(*arguments))
+    model = drawn(FORMS[name]())
+    convert_cbam(model)
+    model(input_of(name))
+    assert len(calls) == 1
+
+
+def test_the_variants_are_read_off_the_forward():
+    variants = {}
+    for name, make in FORMS.items():
+        model: Any = make()
+        convert_cbam(model)
+        variants[name] = model.forward.args[1].variant
+    assert variants["Jongchan"].spatial_pools == variants["External-Attention"].spatial_pools == ("max", "mean")
+    assert variants["timm"] == cbam_triton.variant.DEFAULT
+    assert variants["timm, light"].light
+    assert variants["ultralytics"].channel_pools == ("avg",)
+    assert variants["Jongchan, other pools"].channel_pools == ("avg", "lp", "lse")
+    assert [variants[name].arrangement for name in ("spatial first", "parallel")] == ["spatial_first", "parallel"]
+
+
+def test_conversion_runs_nothing_and_changes_no_mode():
+    model = drawn(FORMS["timm"]())
+    norm: Any = model.get_submodule("sa.conv.bn")
+    seen = []
+    norm.register_forward_hook(lambda *_: seen.append(1))
+    norm.eval()
+    before = copy.deepcopy(model.state_dict())
+    assert convert_cbam(model).converted
+    assert seen == []
+    assert [name for name, part in model.named_modules() if not part.training] == ["sa.conv.bn"]
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_parameters_keys_and_the_optimizer_stay(no_kernels):
+    model = drawn(FORMS["Jongchan"]())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = {name: (id(tensor), tensor.clone()) for name, tensor in model.state_dict(keep_vars=True).items()}
+    modules = dict(model.named_modules())
+    convert_cbam(model)
+    after = model.state_dict(keep_vars=True)
+    assert {name: id(tensor) for name, tensor in after.items()} == {name: first for name, (first, _) in before.items()}
+    assert all(part is modules[name] for name, part in model.named_modules())
+    model(input_of()).square().sum().backward()
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, before[name][1] - 0.1 * parameter.grad)
+
+
+def test_a_loaded_checkpoint_and_a_moved_model_are_used(no_kernels):
+    model, other = drawn(FORMS["timm"]()), drawn(FORMS["timm"](), seed=5)
+    convert_cbam(model)
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(model.eval()(input_of()), other.eval()(input_of()), **TOLERANCE)
+    x = input_of().float()
+    torch.testing.assert_close(model.float()(x), other.float()(x))
+
+
+def test_parametrized_weights_are_computed(no_kernels):
+    model: Any = drawn(FORMS["timm"]()).eval()
+    for part in (model.ca.mlp[0], model.sa.conv.conv):
+        nn.utils.parametrizations.weight_norm(part)
+    expected = results(model, input_of())
+    assert convert_cbam(model).converted
+    torch.testing.assert_close(results(model, input_of()), expected, **TOLERANCE)
+
+
+def test_restored_modules_have_their_own_forward():
+    model = nn.Sequential(drawn(FORMS["timm"]()), nn.ReLU(), drawn(FORMS["STCN"]()))
+    attributes = [dict(part.__dict__) for part in model.modules()]
+    convert_cbam(model)
+    assert restore_cbam(model) == 2
+    assert [part.__dict__ for part in model.modules()] == attributes
+    assert restore_cbam(model) == 0
+
+
+def test_a_second_conversion_finds_nothing_new():
+    model = nn.ModuleDict({"ours": CBAM(8), "theirs": FORMS["timm"]()})
+    first, second = convert_cbam(model), convert_cbam(model)
+    assert [found.name for found in first.converted] == ["theirs"]
+    assert [(found.name, found.note) for found in first.already] == [("ours", "of cbam_triton")]
+    assert second.converted == ()
+    assert [found.name for found in second.already] == ["ours", "theirs"]
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_run_on_their_own_parameters(clone, no_kernels):
+    model: Any = drawn(FORMS["timm"]()).eval()
+    convert_cbam(model)
+    x = input_of()
+    expected = model(x)
+    other: Any = clone(model)
+    assert_same(other(x), expected)
+    with torch.no_grad():
+        other.ca.mlp[0].weight.zero_()
+    assert_same(model(x), expected)
+    assert not torch.equal(other(x), expected)
+    assert restore_cbam(other) == 1
+    assert convert_cbam(model).already
+
+
+def test_hooks_of_the_module_and_of_its_norm_fire(no_kernels):
+    model: Any = drawn(FORMS["timm"]())
+    seen = []
+    for part in (model, model.sa.conv.bn):
+        part.register_forward_hook(lambda module, inputs, output: seen.append((type(module).__name__, output.shape[1])))
+    expected = copy.deepcopy(model)(input_of())
+    seen.clear()
+    assert convert_cbam(model).converted
+    torch.testing.assert_close(model(input_of()), expected, **TOLERANCE)
+    assert seen == [("BatchNorm2d", 1), ("AttentionLayer", C)]
+
+
+def test_a_converted_module_compiles_and_traces_to_one_node(no_kernels):
+    model = nn.Sequential(nn.Conv2d(C, C, 1), drawn(FORMS["Jongchan"]())).double().eval()
+    expected = model(input_of())
+    convert_cbam(model)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(input_of()), expected, **TOLERANCE)
+    graph = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(graph(input_of()), expected, **TOLERANCE)
+    assert sum(node.target is convert.refined for node in graph.graph.nodes) == 1
+
+
+class Doubled(AttentionLayer):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class TwoInputs(AttentionLayer):
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        y = super().forward(x)
+        return y if skip is None else y + skip
+
+
+class Asks(AttentionLayer):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.shape[1] == C else x
+
+
+class ByMode(AttentionLayer):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else x * self.ca(x)
+
+
+def as_class(kind: type[AttentionLayer]) -> nn.Module:
+    model: Any = layer()
+    return kind(model.ca, model.sa, model.combine)
+
+
+def combined(combine: Callable[..., Tensor]) -> nn.Module:
+    model: Any = layer()
+    model.combine = combine
+    return model
+
+
+def changed(change: Callable[[Any], Any], form: str = "timm") -> nn.Module:
+    model = FORMS[form]()
+    change(model)
+    return model
+
+
+def input_in_place(ca: Any, sa: Any, x: Tensor) -> Tensor:
+    x *= ca(x)
+    return x * sa(x)
+
+
+def stale_in_place(ca: Any, sa: Any, x: Tensor) -> Tensor:
+    out = x * ca(x)
+    kept = out
+    out.mul_(sa(out))
+    return kept
+
+
+def of_another_map(ca: Any, sa: Any, x: Tensor) -> Tensor:
+    first = x * ca(x)
+    return first * sa(first * ca(first))
+
+
+def gelu_mlp() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(C, R, 1), nn.GELU(), nn.Conv2d(R, C, 1))
+
+
+def two_mlps(ca: Any, sa: Any, x: Tensor) -> Tensor:
+    gate = torch.sigmoid(ca.mlp(x.mean((2, 3), keepdim=True)) + ca.other(x.amax((2, 3), keepdim=True)))
+    return x * gate * sa(x)
+
+
+def summed_first(ca: Any, sa: Any, x: Tensor) -> Tensor:
+    gate = torch.sigmoid(ca.mlp(x.mean((2, 3), keepdim=True) + x.amax((2, 3), keepdim=True)))
+    return x * gate * sa(x)
+
+
+def with_other_mlp() -> nn.Module:
+    model: Any = combined(two_mlps)
+    model.ca.other = nn.Conv2d(C, C, 1)
+    model.ca.mlp = nn.Sequential(nn.Conv2d(C, C, 1))
+    return model
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "a changed forward": (lambda: as_class(Doubled), "uses mul"),
+    "a second argument": (lambda: as_class(TwoInputs), "cannot be traced|a second argument"),
+    "a question to the data": (lambda: as_class(Asks), "cannot be traced: TraceError"),
+    "a forward by mode": (lambda: as_class(ByMode), "another thing in training"),
+    "the input changed": (lambda: combined(input_in_place), "changes in place, by mul_"),
+    "a change read elsewhere": (lambda: combined(stale_in_place), "changes in place, by mul_"),
+    "a gate of another map": (lambda: combined(of_another_map), "not x times a channel gate"),
+    "only added": (lambda: combined(lambda ca, sa, x: x + ca(x)), "not x times a channel gate"),
+    "a gate twice": (lambda: combined(lambda ca, sa, x: x * ca(x) * ca(x) * sa(x)), "several gates"),
+    "a mean of gates": (lambda: combined(lambda ca, sa, x: x * (ca(x) + sa(x))), "neither a sigmoid"),
+    "another activation": (lambda: layer(gelu_mlp()), "the module GELU"),
+    "no activation": (lambda: layer(nn.Sequential(*(nn.Conv2d(C, C, 1) for _ in range(2)))), "pools otherwise"),
+    "sigmoid inside the MLP": (lambda: layer(nn.Sequential(*conv_mlp(C, R), nn.Sigmoid())), "end with a linear layer"),
+    "a grouped MLP": (
+        lambda: layer(nn.Sequential(nn.Conv2d(C, R, 1, groups=2), nn.ReLU(), nn.Conv2d(R, C, 1))),
+        "neither linear nor a 1x1",
+    ),
+    "two MLPs": (with_other_mlp, "different MLPs"),
+    "pools added first": (lambda: combined(summed_first), "pools otherwise"),
+    "a dropout": (lambda: layer(nn.Sequential(nn.Dropout(0.1), *conv_mlp(C, R))), "the module Dropout"),
+    "a dilated convolution": (
+        lambda: layer(conv=nn.Conv2d(2, 1, 3, padding=2, dilation=2)),
+        "not K x K with K odd",
+    ),
+    "an uncentred convolution": (lambda: layer(conv=nn.Conv2d(2, 1, 3, padding=(0, 2))), "not K x K with K odd"),
+    "reflected pixels": (
+        lambda: layer(conv=nn.Conv2d(2, 1, 3, padding=1, padding_mode="reflect")),
+        "not K x K with K odd",
+    ),
+    "ReLU after the norm": (
+        lambda: layer(conv=ConvNorm(spatial_conv(3), nn.BatchNorm2d(1), nn.ReLU())),
+        "convolution and a norm",
+    ),
+    "only one light": (
+        lambda: AttentionLayer(
+            ChannelPart(conv_mlp(C, R), "methods", light=True),
+            SpatialPart(spatial_conv(3), "amax", False, False),
+            layer().combine,  # pyright: ignore
+        ),
+        "only one of them is light",
+    ),
+    "a hooked child": (
+        lambda: changed(lambda model: model.ca.register_forward_hook(lambda *_: None)),
+        "its child ca has hooks",
+    ),
+    "a hooked weight": (
+        lambda: changed(lambda model: model.sa.conv.conv.register_forward_pre_hook(lambda *_: None)),
+        "its child sa.conv.conv has hooks",
+    ),
+    "a replaced forward": (
+        lambda: changed(lambda model: setattr(model, "forward", torch.relu)),
+        "forward of this module is replaced",
+    ),
+    "a child's replaced forward": (
+        lambda: changed(lambda model: setattr(model.ca, "forward", torch.relu)),
+        "forward of ca is replaced",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_nearly_a_cbam_is_left_alone_with_the_reason(name):
+    make, reason = REFUSED[name]
+    model = make()
+    attributes = [dict(part.__dict__) for part in model.modules()]
+    report = convert_cbam(nn.Sequential(nn.Conv2d(3, 8, 3), model))
+    assert not report.converted
+    assert [found.name for found in report.skipped] == ["1"]
+    assert re.search(reason, report.skipped[0].note), report.skipped[0].note
+    assert [part.__dict__ for part in model.modules()] == attributes
+
+
+class Gated(nn.Module):
+    """A residual block that multiplies by itself, as luuuyi's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(C, C, 3, padding=1)
+        self.ca = ChannelPart(linear_mlp(C, R), "functions")
+        self.sa = SpatialPart(spatial_conv(3), "keepdim", False, False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y = self.ca(y) * y
+        return x + self.sa(y) * y
+
+
+def test_gates_that_the_block_multiplies_are_reported():
+    report = convert_cbam(Gated())
+    assert [(found.name, found.kind) for found in report.skipped] == [("ca", "ChannelPart"), ("sa", "SpatialPart")]
+    assert all("it returns a gate" in found.note for found in report.skipped)
+    assert not report.converted
+
+
+def test_parts_that_multiply_are_converted_alone(no_kernels):
+    channel = ChannelPart(conv_mlp(C, R), "methods", multiplies=True)
+    model = drawn(nn.Sequential(channel, nn.ReLU(), SpatialPart(spatial_conv(3), "amax", True, True)))
+    expected = results(model, input_of())
+    report = convert_cbam(model)
+    assert [found.name for found in report.converted] == ["0", "2"]
+    assert [found.kind for found in report.skipped] == ["Sequential"]
+    torch.testing.assert_close(results(model, input_of()), expected, **TOLERANCE)
+
+
+def test_other_layers_are_neither_converted_nor_reported():
+    squeeze = ChannelPart(conv_mlp(C, R), "average", multiplies=True)
+    attention = nn.MultiheadAttention(8, 2)
+    model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1), squeeze, attention, nn.Sequential(*linear_mlp(8, 4)))
+    assert convert_cbam(model) == ((), (), ())
+    assert str(convert_cbam(model)) == "0 converted, 0 already, 0 skipped"
+
+
+def test_the_parts_of_a_changed_whole_are_converted():
+    whole = drawn(FORMS["STCN"]())
+    model: Any = Doubled(whole.ca, whole.sa, whole.combine)
+    expected = model(input_of())
+    report = convert_cbam(model)
+    assert [found.name for found in report.converted] == ["ca", "sa"]
+    assert [(found.name, found.kind) for found in report.skipped] == [("", "Doubled")]
+    torch.testing.assert_close(model(input_of()), expected, **TOLERANCE)
+
+
+def test_wrappers_are_looked_through_and_shared_modules_counted_once():
+    inner = FORMS["timm"]()
+    model = nn.Sequential(nn.Sequential(nn.Sequential(inner)), inner)
+    report = convert_cbam(model)
+    assert [found.name for found in report.converted] == ["0.0.0"]
+    assert isinstance(vars(inner)["forward"].args[0], AttentionLayer)
+
+
+def test_a_script_module_is_left_alone():
+    with pytest.warns():
+        model = torch.jit.script(cbam_triton.timm.CbamModule(8))
+    assert "compiled by TorchScript" in convert_cbam(model).skipped[0].note
+
+
+def test_the_report_is_a_table():
+    model = nn.ModuleDict({"ours": CBAM(8), "stage": FORMS["External-Attention"](), "odd": as_class(Doubled)})
+    lines = [line.split("  ") for line in str(convert_cbam(model)).splitlines()]
+    words = [[word.strip() for word in line if word.strip()] for line in lines]
+    note = "channel gate of avg+max, C 6, R 2; spatial gate of max+mean, K 5 + x"
+    assert words[0] == ["module", "class"]
+    assert words[1] == ["converted", "stage", "AttentionLayer", note]
+    assert words[2] == ["already", "ours", "CBAM", "of cbam_triton"]
+    assert words[3][:3] == ["skipped", "odd", "Doubled"]
+    assert words[4] == ["1 converted, 1 already, 1 skipped"]
+
+
+def test_a_state_dict_is_refused_with_advice():
+    with pytest.raises(TypeError, match="got OrderedDict: pass the model, not its state_dict"):
+        convert_cbam(CBAM(8).state_dict())  # pyright: ignore[reportArgumentType]
