@@ -89,7 +89,7 @@ def _visit(module: nn.Module, name: str, groups: dict[str, list[Found]], seen: s
     layers = _layers(module)
     # A wrapper has the layers of what it wraps, and is not to be taken for it.
     wrapped = next((key for key, child in children.items() if len(_layers(child)) == len(layers)), None)
-    if layers and wrapped is not None and _visit(children[wrapped], wrapped, groups, seen):
+    if 1 <= len(layers) <= _MOST_LAYERS and wrapped is not None and _visit(children[wrapped], wrapped, groups, seen):
         return True
     likeness = _likeness(module, kind, name, layers)
     reason = None
@@ -103,7 +103,7 @@ def _visit(module: nn.Module, name: str, groups: dict[str, list[Found]], seen: s
             groups["converted"].append(row(_described(module, plan)))
             return True
     inner = groups if reason is None else {group: [] for group in groups}
-    found = any([_visit(child, key, inner, seen) for key, child in children.items()])
+    found = sum(_visit(child, key, inner, seen) for key, child in children.items()) > 0
     if reason is None:
         return found
     # A part that can be converted by itself is; of one that cannot, the reason of the whole tells more.
@@ -114,13 +114,11 @@ def _visit(module: nn.Module, name: str, groups: dict[str, list[Found]], seen: s
 
 def _forward(module: nn.Module, plan: Plan, x: Tensor) -> Tensor:
     """The converted module of x; switches, weights and the norm's mode are read at each call."""
-    mlp = None
-    if plan.mlp:
-        weight, bias = weights_of(_at(module, plan.mlp[0]))
-        mlp = (weight.flatten(1), bias, None, None)  # a 1x1 convolution's as a matrix
-    if len(plan.mlp) == 2:
-        weight, bias = weights_of(_at(module, plan.mlp[1]))
-        mlp = (*mlp[:2], weight.flatten(1), bias)
+    mlp: Any = []
+    for path in plan.mlp:
+        weight, bias = weights_of(_at(module, path))
+        mlp += [weight.flatten(1), bias]  # a 1x1 convolution's as a matrix
+    mlp = (*mlp, None, None)[:4] if mlp else None
     conv, conv_bias = (None, None) if plan.conv is None else weights_of(_at(module, plan.conv))
     norm = None if plan.norm is None else _at(module, plan.norm)
     return refined(x, mlp, conv, conv_bias, norm, x if plan.add_input else None, None, plan.variant)

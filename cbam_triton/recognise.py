@@ -199,7 +199,8 @@ def _widths(layer: Any) -> tuple[int, int]:
     if kind is nn.Linear:
         return layer.in_features, layer.out_features
     if kind in _CONVOLUTIONS and {*layer.kernel_size, *layer.stride, layer.groups} == {1}:
-        if layer.padding in ("same", "valid") or set(layer.padding) == {0}:
+        unpadded = layer.padding in ("same", "valid") or set(layer.padding) == {0}
+        if unpadded:
             return layer.in_channels, layer.out_channels
     raise Unlike("a layer of its MLP is neither linear nor a 1x1 convolution")
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import fx, nn
+from torch.fx.node import map_arg
 
 
 class Term(NamedTuple):
@@ -102,8 +103,8 @@ def _value(node: fx.Node, values: dict[fx.Node, Any], module: nn.Module, ndim: i
         return _unknown("a second argument") if values else X
     if node.op == "get_attr":
         return _unknown(f"the tensor {node.target} outside of its layer")
-    args: Any = fx.node.map_arg(node.args, values.__getitem__)
-    options: dict[str, Any] = dict(fx.node.map_arg(node.kwargs, values.__getitem__))  # pyright: ignore
+    args: Any = map_arg(node.args, values.__getitem__)
+    options: dict[str, Any] = dict(map_arg(node.kwargs, values.__getitem__))
     if node.op == "output":
         return args[0]
     if node.op == "call_module":

@@ -5,11 +5,12 @@
 `torch.jit.script` compiles the plain composition of PyTorch; in a graph of `torch.fx` the layer is one call.
 """
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
 
 from .functional import refined
 from .variant import Gate, checked_variant
@@ -33,6 +34,9 @@ class CbamModule(nn.Module):
 
     light: Final[bool] = False
     hard: Final[bool]
+    if TYPE_CHECKING:  # TorchScript reads annotations that are there when it runs
+        channel: Any
+        spatial: Any
 
     def __init__(
         self,
@@ -70,7 +74,7 @@ class CbamModule(nn.Module):
         self.variant = checked_variant(gate=gate, light=self.light)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
+        if is_scripting():
             y = self._composed(x)
         else:
             fc1, fc2, logits = self.channel.fc1, self.channel.fc2, self.spatial.conv
@@ -100,7 +104,7 @@ class LightCbamModule(CbamModule):
     Its gates are sigmoids: timm's own takes another `gate_layer` and uses none. The convolution is (1, 1, K, K).
     """
 
-    light: Final[bool] = True
+    light: Final[bool] = True  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def _hidden_channels(channels: int, ratio: float, divisor: int) -> int:

@@ -1,4 +1,4 @@
-"""CBAM in the idioms in which people write it: every way to pool, to lay out the MLP and to multiply, to be combined."""
+"""CBAM in the idioms in which people write it: ways to pool, to lay out the MLP, to multiply and to combine."""
 
 from collections.abc import Callable
 from typing import Any
@@ -100,10 +100,8 @@ class SpatialPart(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean, peak = (pool(x) for pool in MAPS[self.maps])
-        if self.light:
-            pooled = (mean + peak) / 2
-        else:
-            pooled = torch.cat((peak, mean) if self.max_first else [mean, peak], dim=1)
+        stacked = torch.cat((peak, mean) if self.max_first else [mean, peak], dim=1)
+        pooled = (mean + peak) / 2 if self.light else stacked
         gate = self.sigmoid(self.conv(pooled))
         return gate * x if self.multiplies else gate
 
