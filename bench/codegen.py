@@ -118,7 +118,7 @@ def recorded(facts: DeviceFacts) -> Iterator[list[Launch]]:
     """Inside, launches are recorded instead of run, and every device has these facts."""
     from triton.runtime.jit import JITFunction
 
-    from cbam_triton.kernels import call
+    from cbam_triton.kernels import call, plan
 
     found: list[Launch] = []
 
@@ -128,7 +128,8 @@ def recorded(facts: DeviceFacts) -> Iterator[list[Launch]]:
         named |= {name: options.pop(name) for name in self.arg_names if name in options}
         found.append(Launch(self, named, options))
 
-    with patch.object(JITFunction, "run", run), patch.object(call, "facts", lambda device: facts):
+    device = patch.object(call, "facts", lambda device: facts)
+    with patch.object(JITFunction, "run", run), device, patch.object(plan, "is_nvidia", lambda: True):
         yield found
 
 

@@ -103,6 +103,11 @@ class Call(NamedTuple):
     kept: Kept = Kept()
 
     @property
+    def training(self) -> bool:
+        """Whether this is a backward, or a forward that keeps what one needs."""
+        return self.kept.pools is not None or self.kept.pool is not None
+
+    @property
     def arrangement(self) -> str:
         """`Variant.arrangement`."""
         return self.plan.constants["ARRANGEMENT"]
@@ -189,9 +194,9 @@ def launch(
     Compile-time constants that the plan does not know are `options`.
     """
     prepared = call.plan.prepared
-    key = (id(kernel), tiles)
+    key = (id(kernel), tiles, call.training)
     if key not in prepared:
-        prepared[key] = call.plan.launcher(kernel, stages, tiles)
+        prepared[key] = call.plan.launcher(kernel, stages, tiles, call.training)
     on_grid, constants = prepared[key]
     device = call.x.device
     if device.type != "cuda" or device.index == torch.cuda.current_device():

@@ -62,7 +62,6 @@ class Config(NamedTuple):
     MAP_P: int
     num_warps: int
     programs_per_sm: int  # as many as registers allow, on sm_80
-    max_registers: int = 0  # of a thread, on NVIDIA; 0 leaves it to ptxas
 
     def constants(self, *stages: str) -> dict[str, int]:
         """The sizes whose names begin with one of `stages`: constexprs of a kernel."""
@@ -131,7 +130,6 @@ _TABLES: dict[tuple[str, bool, bool], tuple[_Shape, ...]] = {
     ),
 }
 
-_LATE_REGISTERS = 168  # of a thread, as three programs of four warps allow
 _WEIGHTS = 16  # of the MLP that a thread holds at once
 _STAGE_TILE = 1 << 15  # elements that a program of any other stage reads at most
 TAP_SPLIT = 1 << 12  # pixels over which a program correlates a row of taps, in whole MAP_P
@@ -191,8 +189,6 @@ def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channe
         MAP_P=min(P, 128),
         num_warps=row.num_warps,
         programs_per_sm=row.programs_per_sm,
-        # For many channels ptxas spills a word to fit another program on an SM, and maps then have few programs.
-        max_registers=_LATE_REGISTERS if C > 512 else 0,
     )
 
 
@@ -201,6 +197,14 @@ def _kept(reduced: int, other: int, threads: int, vec: int, unit_stride: bool) -
     if unit_stride:
         return max(1, reduced // vec)
     return min(reduced, max(1, threads * vec // other))
+
+
+def registers(problem: Problem, training: bool) -> int:
+    """The most registers of a thread, on NVIDIA, for kernels that ptxas left alone makes spill a word, to fit one more
+    program on an SM; 0 leaves it alone."""
+    if problem.backward:
+        return 168
+    return (168 if training else 128) if _power(problem.C) >= 512 else 0
 
 
 def pool_grid(problem: Problem, sizes: Config) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from ..layout import access_width, output_like, pixel_strides, sample_span
 from ..variant import decoded
 from . import config as table
 from .config import Config, Problem, Sizes
-from .device import DeviceFacts, interpreted
+from .device import DeviceFacts, interpreted, is_nvidia
 
 # Whether a first call of a class times the table; never in the interpreter, which has no clock worth asking.
 AUTOTUNE = os.environ.get("CBAM_TRITON_AUTOTUNE") == "1" and not interpreted()
@@ -47,18 +47,20 @@ class Plan:
         kernel: Any,
         stages: tuple[str, ...],
         tiles: Callable[[Problem, Sizes], int],
+        training: bool,
     ) -> tuple[Any, dict[str, Any]]:
         """The kernel on its grid of `tiles` programs a sample, and what it takes by keyword."""
         constants = {name: value for name, value in self.constants.items() if name in kernel.arg_names}
         constants["enable_fp_fusion"] = True
+        limit = table.registers(self.problem, training)
+        if limit and is_nvidia():
+            constants["maxnreg"] = limit
         row, *others = self.rows
         if others:
             grid = lambda sizes: (self.problem.N * tiles(self.problem, sizes),)  # noqa: E731
             return _tuned(kernel, self.rows, stages)[grid], constants
         sizes = row.constants(*stages)
         constants |= {**sizes, "num_warps": row.num_warps}
-        if row.max_registers and torch.version.hip is None:
-            constants["maxnreg"] = row.max_registers
         return kernel[(self.problem.N * tiles(self.problem, sizes),)], constants
 
 
@@ -141,11 +143,7 @@ def plan(
 @functools.cache
 def _tuned(kernel: Any, rows: tuple[Config, ...], stages: tuple[str, ...]) -> Any:
     # The rows are those of a class, so one class is timed once.
-    limits = [row.max_registers or None if torch.version.hip is None else None for row in rows]
-    configs = [
-        triton.Config(row.constants(*stages), num_warps=row.num_warps, maxnreg=limit)
-        for row, limit in zip(rows, limits, strict=True)
-    ]
+    configs = [triton.Config(row.constants(*stages), num_warps=row.num_warps) for row in rows]
     counts = "counters_ptr" in kernel.arg_names
     zeroed = [name for name in ("counters_ptr", "hidden_ptr", "dh_ptr") if counts and name in kernel.arg_names]
     return triton.autotune(configs, key=[], reset_to_zero=zeroed or None)(kernel)
