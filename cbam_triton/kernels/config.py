@@ -199,10 +199,10 @@ def _kept(reduced: int, other: int, threads: int, vec: int, unit_stride: bool) -
     return min(reduced, max(1, threads * vec // other))
 
 
-def registers(problem: Problem, training: bool) -> int:
+def registers(problem: Problem, schedule: str, training: bool) -> int:
     """The most registers of a thread, on NVIDIA, for kernels that ptxas left alone makes spill a word, to fit one more
     program on an SM; 0 leaves it alone."""
-    if problem.backward:
+    if problem.backward or (training and schedule == "staged"):
         return 168
     return (168 if training else 128) if _power(problem.C) >= 512 else 0
 

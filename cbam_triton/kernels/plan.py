@@ -52,7 +52,7 @@ class Plan:
         """The kernel on its grid of `tiles` programs a sample, and what it takes by keyword."""
         constants = {name: value for name, value in self.constants.items() if name in kernel.arg_names}
         constants["enable_fp_fusion"] = True
-        limit = table.registers(self.problem, training)
+        limit = table.registers(self.problem, self.schedule, training)
         if limit and is_nvidia():
             constants["maxnreg"] = limit
         row, *others = self.rows
