@@ -27,11 +27,11 @@ run.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
@@ -40,6 +40,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from . import reference
 from .arguments import check_conv, check_epilogue, check_mlp, check_x, is_usual
 from .kernels import device as kernel_device
+from .norms import NO_NORM, check_batch, fixed_statistics, learns, normalises_by_batch, update_statistics
 from .reference import Norm
 from .settings import current_backend, current_schedule
 from .variant import DEFAULT, Arrangement, ChannelPool, Gate, SpatialPool, Variant, checked_variant
@@ -48,8 +49,6 @@ Activation = Literal["relu"] | None
 
 _KERNEL_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 _MAX_KERNEL_SIZE = 15
-_NO_NORM: tuple[Any, ...] = (None, None, None, None, 0.0)
-_BATCH_NORMS = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}  # by x's axes
 _NO_MLP = (None, None, None, None)
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.onnx.is_in_onnx_export)
@@ -185,7 +184,7 @@ def refined(
             check_mlp(x, *mlp)
     relu = activation == "relu"
     if _kernels_run(x, conv_weight) and descriptor is None and (usual or _kernels_know(variant)):
-        if variant.arrangement == "spatial_first" and norm is not None and _fixed(norm, x, x.ndim) is None:
+        if variant.arrangement == "spatial_first" and norm is not None and fixed_statistics(norm, x, x.ndim) is None:
             # The norm parts the two: each gate by its own launches.
             alone = variant._replace(arrangement="channel_first")
             x = refined(x, None, conv_weight, conv_bias, norm, variant=alone) if conv_weight is not None else x
@@ -298,27 +297,27 @@ def _run_kernels(
 
     layer = (*mlp, conv_weight, conv_bias)
     schedule, code = current_schedule(), variant.code
-    fixed = _NO_NORM if norm is None else _fixed(norm, x, ndim)
-    by_batch = fixed is None and _normalises_by_batch(norm, x, ndim)
+    statistics = NO_NORM if norm is None else fixed_statistics(norm, x, ndim)
+    by_batch = statistics is None and normalises_by_batch(norm, x, ndim)
     needed = _gradient_needed(x, (residual, *layer))
-    if not needed and not ((fixed is not None or by_batch) and _learns(norm)):
-        if fixed is not None:
-            return ops.cbam(x, *layer, *fixed, schedule, residual, relu, code, planes)
+    if not needed and not ((statistics is not None or by_batch) and learns(norm)):
+        if statistics is not None:
+            return ops.cbam(x, *layer, *statistics, schedule, residual, relu, code, planes)
         g, z = ops.gates(x, *layer, schedule, code, planes)
         z = reference.normed(_with_axes(z, ndim, planes), norm).view(z.shape)
         g = None if mlp[0] is None else g
         if z.requires_grad:
             return _gated(x, g, z, residual, relu, variant)
         return ops.apply_gates(x, g, z, residual, relu, code)
-    if fixed is not None:
-        return ops.cbam_training(x, residual, *layer, *fixed, False, relu, schedule, code, planes)[0]
+    if statistics is not None:
+        return ops.cbam_training(x, residual, *layer, *statistics, False, relu, schedule, code, planes)[0]
     if not by_batch:
         return None
-    _check_batch(x)
+    check_batch(x)
     assert isinstance(norm, _BatchNorm)
-    statistics = (norm.weight, norm.bias, None, None, norm.eps)
-    found = ops.cbam_training(x, residual, *layer, *statistics, True, relu, schedule, code, planes)
-    _update_statistics(norm, found[-2], found[-1], x.shape[0] * x.shape[2] * x.shape[3])
+    own = (norm.weight, norm.bias, None, None, norm.eps)
+    found = ops.cbam_training(x, residual, *layer, *own, True, relu, schedule, code, planes)
+    update_statistics(norm, found[-2], found[-1], x.shape[0] * x.shape[2] * x.shape[3])
     return found[0]
 
 
@@ -327,69 +326,6 @@ def _with_axes(z: Tensor, ndim: int, planes: int) -> Tensor:
     if ndim == 3:
         return z.squeeze(2)
     return z.unflatten(2, (planes, -1)) if ndim == 5 else z
-
-
-def plain_type(norm: nn.Module) -> type:
-    """Its class; for timm's batch norm with neither drop nor activation PyTorch's, whose arithmetic it has then."""
-    kind = type(norm)
-    if kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.") and isinstance(norm, nn.BatchNorm2d):
-        after = norm._modules
-        if all(type(after.get(name)) is nn.Identity for name in ("drop", "act")):
-            return nn.BatchNorm2d
-    return kind
-
-
-def _fixed(norm: Norm, x: Tensor, ndim: int) -> tuple[Any, ...] | None:
-    """(weight, bias, mean, variance, eps) of a norm that is an affine map of fixed statistics, else None.
-
-    A batch norm that does not fit x is not taken apart but called, so that PyTorch refuses it in its own words.
-    """
-    # Exact types: a subclass may compute something else.
-    if not isinstance(norm, _BatchNorm) or plain_type(norm) not in (_BATCH_NORMS[ndim], nn.SyncBatchNorm):
-        return None
-    own, buffers = norm._parameters, norm._buffers  # a fifth of the time of norm.weight and the rest
-    mean = buffers["running_mean"]
-    if norm.training or mean is None or norm._forward_hooks or norm._forward_pre_hooks:
-        return None
-    if mean.device != x.device or mean.shape != (1,) or mean.dtype not in (torch.float32, x.dtype):
-        return None
-    return own["weight"], own["bias"], mean, buffers["running_var"], norm.eps
-
-
-def _normalises_by_batch(norm: Norm | None, x: Tensor, ndim: int) -> bool:
-    """Whether this is a plain batch norm of one channel that takes its statistics from the batch."""
-    if not isinstance(norm, _BatchNorm) or plain_type(norm) is not _BATCH_NORMS[ndim] or norm.num_features != 1:
-        return False
-    if norm._forward_hooks or norm._forward_pre_hooks:
-        return False
-    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    fits = all(t is None or (t.device == x.device and t.dtype in (torch.float32, x.dtype)) for t in tensors)
-    return fits and (norm.training or norm.running_mean is None) and x.shape[0] > 0
-
-
-def _check_batch(x: Tensor) -> None:
-    N, _, H, W = x.shape
-    if N * H * W == 1:
-        raise ValueError(
-            "Expected more than 1 value per channel when training, got one sample of one pixel: the variance of a "
-            "single logit is nothing to divide by; use a larger batch, or eval()"
-        )
-
-
-def _update_statistics(norm: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
-    """What a batch norm of PyTorch does to its buffers; var is the biased one."""
-    if not norm.training or norm.running_mean is None or norm.running_var is None:
-        return
-    with torch.no_grad():
-        momentum: float | Tensor | None = norm.momentum
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            if momentum is None:
-                momentum = 1 / norm.num_batches_tracked.to(mean.dtype)
-        if momentum is None:
-            momentum = 0.0
-        norm.running_mean.mul_(1 - momentum).add_(mean * momentum)
-        norm.running_var.mul_(1 - momentum).add_(var * (momentum * (count / (count - 1))))
 
 
 def _kernels_run(x: Tensor, conv_weight: Tensor | None) -> bool:
@@ -423,10 +359,6 @@ def _gated(x: Tensor, g: Tensor | None, z: Tensor, residual: Tensor | None, relu
     y = reference.apply_spatial_gate(x if g is None else reference.apply_channel_gate(x, g), reference.gate(z, variant))
     y = y if residual is None else y + residual
     return torch.relu(y) if relu else y
-
-
-def _learns(norm: Norm | None) -> bool:
-    return torch.is_grad_enabled() and isinstance(norm, nn.Module) and any(p.requires_grad for p in norm.parameters())
 
 
 def _kernel_device_type() -> str | None:

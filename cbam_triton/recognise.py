@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from .functional import plain_type
+from .norms import plain_type
 from .terms import Term, Untraceable, X, is_vector, product, term_of, unknown_in
 from .variant import Variant, checked_variant
 

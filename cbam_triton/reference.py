@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .norms import Norm
 from .variant import DEFAULT, Variant
-
-Norm = Callable[[Tensor], Tensor]
 
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.onnx.is_in_onnx_export)
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}

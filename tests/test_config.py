@@ -107,3 +107,12 @@ def test_a_bad_override_is_quoted_beside_a_good_one(text, monkeypatch):
     with pytest.raises(ValueError, match=r"CBAM_TRITON_DEVICE must look like 'sm_count=132,.*got '") as error:
         _with_environment(text, monkeypatch)
     assert repr(text) in str(error.value)
+
+
+@pytest.mark.parametrize("C, backward, schedule, training, limit", [
+    (256, False, "wavefront", False, 0), (256, False, "wavefront", True, 0), (256, False, "staged", True, 168),
+    (512, False, "wavefront", False, 128), (300, False, "staged", False, 128), (2048, False, "wavefront", True, 168),
+    (64, True, "wavefront", True, 168),
+])  # fmt: skip
+def test_registers_are_limited_where_ptxas_would_spill(C, backward, schedule, training, limit):
+    assert table.registers(Problem(8, C, 784, 32, 7, 2, 8, False, backward), schedule, training) == limit

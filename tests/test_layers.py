@@ -18,7 +18,7 @@ STOREYS = [
     {"ops"},
     {"kernels"},
     {"arguments", "blocks", "layout", "reference", "settings"},
-    {"checkpoint_formats", "terms", "variant"},
+    {"checkpoint_formats", "norms", "terms", "variant"},
 ]
 
 
@@ -70,7 +70,7 @@ def test_imports_point_down_only(path):
         assert storey(name) >= own, f"{module_name(path)} imports {name}, which is above it"
 
 
-@pytest.mark.parametrize("name", ["arguments", "blocks", "checkpoint_formats", "settings", "variant"])
+@pytest.mark.parametrize("name", ["arguments", "blocks", "checkpoint_formats", "norms", "settings", "variant"])
 def test_the_lowest_storey_imports_nothing_of_ours(name):
     assert own_imports(PACKAGE / f"{name}.py") == set()
 
