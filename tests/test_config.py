@@ -115,4 +115,6 @@ def test_a_bad_override_is_quoted_beside_a_good_one(text, monkeypatch):
     (64, True, "wavefront", True, 168),
 ])  # fmt: skip
 def test_registers_are_limited_where_ptxas_would_spill(C, backward, schedule, training, limit):
-    assert table.registers(Problem(8, C, 784, 32, 7, 2, 8, False, backward), schedule, training) == limit
+    problem = Problem(8, C, 784, 32, 7, 2, 8, False, backward)
+    assert table.registers(problem, schedule, training) == limit
+    assert table.registers(problem._replace(itemsize=4), schedule, training) == (168 if training else limit)

@@ -202,7 +202,7 @@ def _kept(reduced: int, other: int, threads: int, vec: int, unit_stride: bool) -
 def registers(problem: Problem, schedule: str, training: bool) -> int:
     """The most registers of a thread, on NVIDIA, for kernels that ptxas left alone makes spill a word, to fit one more
     program on an SM; 0 leaves it alone."""
-    if problem.backward or (training and schedule == "staged"):
+    if problem.backward or (training and (schedule == "staged" or problem.itemsize > 2)):
         return 168
     return (168 if training else 128) if _power(problem.C) >= 512 else 0
 
