@@ -63,6 +63,8 @@ def checked_variant(
 
     Raises: ValueError for an unknown or repeated name, for no pool, and for `light` without both pools of both kinds.
     """
+    if (channel_pools, spatial_pools, arrangement, gate, light) == DEFAULT:
+        return DEFAULT
     found = Variant(
         _pools("channel_pools", channel_pools, get_args(ChannelPool)),
         _pools("spatial_pools", spatial_pools, get_args(SpatialPool)),

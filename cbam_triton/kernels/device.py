@@ -23,12 +23,12 @@ _INTERPRETER = DeviceFacts("Triton interpreter", 1, 1 << 26)
 
 
 @functools.cache
-@functools.cache
 def is_nvidia() -> bool:
     """Whether Triton compiles for NVIDIA's GPUs here."""
     return not interpreted() and _active_driver().get_current_target().backend == "cuda"
 
 
+@functools.cache
 def interpreted() -> bool:
     """Whether kernels are run by Triton's interpreter."""
     if importlib.util.find_spec("triton") is None:
