@@ -61,6 +61,19 @@ def apply_gates_tile(
 
 
 @triton.jit
+def _gate_share(
+    x, dr, gate_ptr, dpools_ptr, argmax_ptr, c, inside_c, p, C, CHANNEL_POOLS: tl.constexpr,
+):  # fmt: skip
+    """x dr g, or with `dpools` x times what x s gets: summed over the channels the gradient of the spatial gate."""
+    if dpools_ptr is not None:
+        return x * through_channel_gate(dr, gate_ptr, dpools_ptr, argmax_ptr, c, inside_c, p, C, CHANNEL_POOLS)
+    elif gate_ptr is not None:
+        return x * dr * tl.load(gate_ptr + c, mask=inside_c)[:, None]
+    else:
+        return x * dr
+
+
+@triton.jit
 def logit_gradient_tile(
     x_ptr, dy_ptr,  # one sample: C P
     y_ptr, dr_ptr,  # one sample: C P with the same strides; None without ReLU
@@ -107,14 +120,9 @@ def logit_gradient_tile(
             tl.store(dr_ptrs, dr, mask=inside_p[None, :])
             y_ptrs += BLOCK_C * y_stride_c
             dr_ptrs += BLOCK_C * y_stride_c
-        if dpools_ptr is not None:
-            x *= through_channel_gate(
-                dr.to(ACC), gate_ptr, dpools_ptr, channel_argmax_ptr, c0 + c, None, p, C, CHANNEL_POOLS
-            )  # fmt: skip
-        else:
-            x *= dr.to(ACC)
-            if gate_ptr is not None:
-                x *= tl.load(gate_ptr + c0 + c)[:, None]
+        x = _gate_share(
+            x, dr.to(ACC), gate_ptr, dpools_ptr, channel_argmax_ptr, c0 + c, None, p, C, CHANNEL_POOLS
+        )  # fmt: skip
         total += fold_sum(x, 0, KEEP, CHANNELS_LAST)
     if full < C:
         inside_c = c < known_multiple(C - full, VEC if CHANNELS_LAST else 1)
@@ -125,14 +133,9 @@ def logit_gradient_tile(
             dr = tl.where(tl.load(y_ptrs, mask=inside, eviction_policy="evict_first").to(ACC) <= 0, 0.0, dr)
             dr = dr.to(dr_ptr.dtype.element_ty)
             tl.store(dr_ptrs, dr, mask=inside)
-        if dpools_ptr is not None:
-            x *= through_channel_gate(
-                dr.to(ACC), gate_ptr, dpools_ptr, channel_argmax_ptr, full + c, inside_c, p, C, CHANNEL_POOLS
-            )  # fmt: skip
-        else:
-            x *= dr.to(ACC)
-            if gate_ptr is not None:
-                x *= tl.load(gate_ptr + full + c, mask=inside_c, other=0.0)[:, None]
+        x = _gate_share(
+            x, dr.to(ACC), gate_ptr, dpools_ptr, channel_argmax_ptr, full + c, inside_c, p, C, CHANNEL_POOLS
+        )  # fmt: skip
         total += fold_sum(tl.where(inside, x, 0.0), 0, KEEP, CHANNELS_LAST)
     s = tl.load(z_ptr + p, mask=inside_p, other=0.0)
     if norm_mean_ptr is not None:

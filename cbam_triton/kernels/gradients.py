@@ -134,9 +134,7 @@ def _prepared(call: Call, dy: Tensor, needed: Needed) -> _Backward:
         dmaps = call.empty(N * 2 * H * W)
         dz = call.empty(N * _gradient_size(call))
         if needed.conv:
-            taps = call.weights.conv_weight.shape[1] * problem.tap_rows * plan.constants["BLOCK_K"]  # pyright: ignore[reportOptionalMemberAccess]
-            size = taps + 8  # spatial_gate.share_size
-            share = call.empty(N * table.tap_chunks(problem) * size)
+            share = call.empty(N * table.tap_chunks(problem) * _share_size(call))
     if problem.R:
         dq, hidden = call.empty(N * C), call.empty(N * 3 * problem.R)
     aligned = _aligned(dy, strides, plan)
@@ -173,6 +171,13 @@ def _gradient_lead(call: Call) -> int:
 def _gradient_size(call: Call) -> int:
     """What `spatial_gate.gradient_size` computes on the device."""
     return -(-(_gradient_lead(call) - call.zeros_around + call.padded_size) // 8) * 8
+
+
+def _share_size(call: Call) -> int:
+    """What `spatial_gate.share_size` computes on the device."""
+    conv_weight = call.weights.conv_weight
+    assert conv_weight is not None
+    return conv_weight.shape[1] * call.plan.problem.tap_rows * call.plan.constants["BLOCK_K"] + 8
 
 
 def _logit_gradient(run: _Backward, dpools: Tensor | None) -> None:

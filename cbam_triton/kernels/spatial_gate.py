@@ -299,19 +299,13 @@ def map_gradient_tile(
     ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
     p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
     to_maps = tile < map_tiles
-    if share_ptr is None:
+    if to_maps:
         _map_gradient(
             dz_ptr, z_ptr, conv_weight_ptr, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
             s_ptr, dmaps_ptr, p, C, P, W, plane, NORM_EPS, GIVEN, K, DIMS, ACC, SPATIAL_POOLS, HARD,
             ARRANGEMENT,
         )  # fmt: skip
-    elif to_maps:
-        _map_gradient(
-            dz_ptr, z_ptr, conv_weight_ptr, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
-            s_ptr, dmaps_ptr, p, C, P, W, plane, NORM_EPS, GIVEN, K, DIMS, ACC, SPATIAL_POOLS, HARD,
-            ARRANGEMENT,
-        )  # fmt: skip
-    else:
+    elif share_ptr is not None:
         chunk = (tile - map_tiles) // ROWS
         _tap_gradient(
             dz_ptr, pool_ptr, norm_weight_ptr, norm_var_ptr,
