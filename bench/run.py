@@ -22,7 +22,7 @@ from torch import Tensor
 
 import cbam_triton
 from cbam_triton import CBAM
-from cbam_triton.compare import Agreement, CompileFailed, agreement, compiled, interleaved, rms_agreement
+from cbam_triton.compare import Agreement, CompileFailed, agreement, compiled, gradient_agreement, interleaved
 from cbam_triton.kernels import device as kernel_device
 
 from .forms import jongchan_like, timm_like
@@ -240,21 +240,16 @@ def _truths(layer: CBAM, x: Tensor, dy: Tensor | None) -> dict[str, tuple[Tensor
 
 
 def _agreements(got, eager, truths, name) -> list[Agreement]:
-    """Of y; given gradients also of dx and of all parameters' together, since one number has no RMS to speak of."""
+    """Of y; given gradients also the worse of dx and of all parameters' together."""
     found = [agreement(got[0], eager[0], truths["ours"][0])]
     if len(got) > 1:
         own, published = truths[name.split()[0]], truths["published"]
-        found.append(rms_agreement(got[1], own[1], eager[1], published[1]))
-        joined = (_joined(got, own), _joined(own, own), _joined(eager, published), _joined(published, published))
-        found.append(rms_agreement(*joined))
+        found.append(gradient_agreement(*map(_by_name, (got, eager, own, published))))
     return found
 
 
-def _joined(results: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> Tensor:
-    """The parameters' gradients as one vector in which each has the same weight."""
-    scales = (want.double().square().mean().sqrt() or 1.0 for want in truth[2:])
-    parts = [(one / scale).flatten() for one, scale in zip(results[2:], scales, strict=True)]
-    return torch.cat(parts)
+def _by_name(results: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    return {f"parameters.{i}" if i else "x": gradient for i, gradient in enumerate(results[1:])}
 
 
 def _speeds(which, name, timings, x) -> dict[str, str]:

@@ -49,37 +49,31 @@ def agreement(got: Tensor, eager: Tensor, want: Tensor) -> Agreement:
     return Agreement(worst_error(got, want), worst_error(eager, want), ulp)
 
 
-def gradient_agreement(got: Mapping[str, Tensor], eager: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> Agreement:
-    """The worst of three comparisons of gradients by name: x's, those of `channel.` and those of `spatial.`.
+def gradient_agreement(
+    got: Mapping[str, Tensor],
+    eager: Mapping[str, Tensor],
+    want: Mapping[str, Tensor],
+    eager_want: Mapping[str, Tensor] | None = None,
+) -> Agreement:
+    """The worst of comparisons of gradients by the first word of their names, such as `x`, `channel.` and `spatial.`.
 
     Errors are root mean squares, each tensor's on the scale of its largest exact value: an arg-max that rounding moves
-    moves single values, and a parameter of one number is as near to the exact one as luck has it.
+    moves single values, and a parameter of one number is as near to the exact one as luck has it. Eager's are those
+    from `eager_want`, if its exact gradients are others.
     """
     parts = dict.fromkeys(name.partition(".")[0] for name in want)
     found = []
     for part in parts:
         names = [name for name in want if name.partition(".")[0] == part]
         eps = max(torch.finfo(got[name].dtype).eps for name in names)
-        found.append(Agreement(_rms_error(got, want, names), _rms_error(eager, want, names), eps))
+        own = _rms_error(eager, want if eager_want is None else eager_want, names)
+        found.append(Agreement(_rms_error(got, want, names), own, eps))
     return max(found, key=lambda one: (not one.ok, one.ratio))
 
 
 def _rms_error(got, want, names):
     scaled = [_distance(got[name], want[name]).flatten() / (want[name].abs().max().item() or 1.0) for name in names]
     return torch.cat(scaled).square().mean().sqrt().item()
-
-
-def rms_error(got: Tensor, want: Tensor) -> float:
-    """Root of the mean squared |got - want| in fp64; infinite where `got` has a NaN or an infinity."""
-    if not got.numel():
-        return 0.0
-    return (got.double() - want).square().mean().sqrt().nan_to_num(nan=float("inf"), posinf=float("inf")).item()
-
-
-def rms_agreement(got: Tensor, want: Tensor, eager: Tensor, eager_want: Tensor) -> Agreement:
-    """Compare by RMS, as gradients must be: a rounded arg-max may send one elsewhere. Each has its own fp64 `want`."""
-    ulp = torch.finfo(got.dtype).eps * rms_error(torch.zeros_like(want), want)
-    return Agreement(rms_error(got, want), rms_error(eager, eager_want), ulp)
 
 
 class Timing(NamedTuple):
