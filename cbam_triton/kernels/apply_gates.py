@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 
 from .input_gradient import through_channel_gate
-from .spatial_gate import gradient_lead, gradient_size, normed, past_zeros, zero_at
+from .maps import gradient_lead, gradient_size, past_zeros, zero_at
+from .spatial_gate import normed
 from .tiles import fold_sum, gate_of, gate_slope, known_multiple
 
 

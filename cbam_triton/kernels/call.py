@@ -114,12 +114,12 @@ class Call(NamedTuple):
 
     @property
     def zeros_around(self) -> int:
-        """What `spatial_gate.zeros_around` computes on the device."""
+        """What `maps.zeros_around` computes on the device."""
         return self.plan.problem.K // 2 * self.x.shape[3] if self.plan.problem.dims > 1 else 0
 
     @property
     def padded_size(self) -> int:
-        """What `spatial_gate.padded_size` computes on the device."""
+        """What `maps.padded_size` computes on the device."""
         return self.plan.problem.P + (self.weights.planes + 1) * self.zeros_around
 
     def empty(self, size: int) -> Tensor:

@@ -164,12 +164,12 @@ def _aligned(dy: Tensor, strides: tuple[int, int, int], plan: Plan) -> bool:
 
 
 def _gradient_lead(call: Call) -> int:
-    """What `spatial_gate.gradient_lead` computes on the device."""
+    """What `maps.gradient_lead` computes on the device."""
     return -(-call.zeros_around // 8) * 8
 
 
 def _gradient_size(call: Call) -> int:
-    """What `spatial_gate.gradient_size` computes on the device."""
+    """What `maps.gradient_size` computes on the device."""
     return -(-(_gradient_lead(call) - call.zeros_around + call.padded_size) // 8) * 8
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .spatial_gate import padded_size, past_zeros, zero_at, zeros_around
+from .maps import padded_size, past_zeros, zero_at, zeros_around
 from .tiles import (
     first_group,
     fold_max,

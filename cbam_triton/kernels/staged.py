@@ -6,7 +6,8 @@ import triton.language as tl
 from .apply_gates import apply_gates_tile
 from .channel_mlp import channel_mlp_tile
 from .channel_pool import channel_pool_tile, pool_grid
-from .spatial_gate import normed, padded_size, plane_of, sample_logit
+from .maps import padded_size, plane_of
+from .spatial_gate import normed, sample_logit
 from .spatial_pool import spatial_pool_tile
 from .tiles import gate_of, known_multiple, known_sizes, known_strides
 

@@ -7,7 +7,8 @@ from .apply_gates import logit_gradient_tile
 from .channel_mlp import channel_gradient_tile, mlp_gradient_tile
 from .channel_pool import pool_grid
 from .input_gradient import input_gradient_tile
-from .spatial_gate import gradient_size, map_gradient_tile, plane_of, share_size
+from .maps import gradient_size, plane_of
+from .spatial_gate import map_gradient_tile, share_size
 from .staged import sample_and_tile
 from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
 

@@ -6,8 +6,9 @@ import triton.language as tl
 from .apply_gates import apply_gates_tile
 from .channel_mlp import channel_mlp_tile
 from .channel_pool import channel_pool_tile, pool_grid
+from .maps import padded_size, plane_of
 from .signals import publish, wait_for
-from .spatial_gate import normed, padded_size, plane_of, spatial_logit
+from .spatial_gate import normed, spatial_logit
 from .spatial_pool import spatial_pool_tile
 from .tiles import gate_of, known_multiple, known_sizes, known_strides
 

@@ -7,8 +7,9 @@ from .apply_gates import logit_gradient_tile
 from .channel_mlp import channel_gradient_tile, mlp_gradient_tile
 from .channel_pool import pool_grid
 from .input_gradient import input_gradient_tile
+from .maps import gradient_size, plane_of
 from .signals import publish, wait_for
-from .spatial_gate import gradient_size, map_gradient_tile, plane_of, share_size
+from .spatial_gate import map_gradient_tile, share_size
 from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
 from .wavefront import work_item
 
