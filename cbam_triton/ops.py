@@ -5,7 +5,7 @@ Shapes and dtypes are checked in `functional`; a None among the parameters leave
 a gradient of that gradient is computed by the reference.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,24 @@ from .variant import decoded
 _PARAMETERS = 10  # of `Weights`, without eps
 
 
-@torch.library.custom_op("cbam_triton::cbam", mutates_args=())
+def _inference(function: Callable[..., Any]) -> Any:
+    """The function as an operator without a gradient, with the dispatcher alone between a call and it.
+
+    `custom_op` has Python code at two more dispatch keys, which costs as much as the allocations of a launch.
+    """
+    name = f"cbam_triton::{function.__name__}"
+    torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
+
+    @torch.library.impl(name, "default")
+    def _(*arguments: Any, **options: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+            raise RuntimeError(f"{name} has no gradient, as cbam_training has: call it in torch.no_grad()")
+        return function(*arguments, **options)
+
+    return getattr(torch.ops.cbam_triton, function.__name__).default
+
+
+@_inference
 def cbam(
     x: Tensor,
     fc1_weight: Tensor | None,
@@ -57,12 +74,12 @@ def cbam(
     )
 
 
-@cbam.register_fake
+@torch.library.register_fake("cbam_triton::cbam")
 def _(x: Tensor, *_: object) -> Tensor:
     return layout.output_like(x)
 
 
-@torch.library.custom_op("cbam_triton::gates", mutates_args=())
+@_inference
 def gates(
     x: Tensor,
     fc1_weight: Tensor | None,
@@ -83,7 +100,7 @@ def gates(
     return launch.gates(layout.merged(x), Weights(*layer, variant=variant, planes=planes), schedule)
 
 
-@gates.register_fake
+@torch.library.register_fake("cbam_triton::gates")
 def _(x: Tensor, fc1_weight: Tensor | None, *_: object) -> tuple[Tensor, Tensor]:
     N, C, H, W = x.shape
     dtype = accumulator(x.dtype)
@@ -91,7 +108,7 @@ def _(x: Tensor, fc1_weight: Tensor | None, *_: object) -> tuple[Tensor, Tensor]
     return g, torch.empty((N, 1, H, W), dtype=dtype, device=x.device)
 
 
-@torch.library.custom_op("cbam_triton::apply_gates", mutates_args=())
+@_inference
 def apply_gates(
     x: Tensor,
     g: Tensor | None,
@@ -109,7 +126,7 @@ def apply_gates(
     return launch.apply_gates(x, g, z, None, layout.laid_out_like(residual, x), relu, variant)
 
 
-@apply_gates.register_fake
+@torch.library.register_fake("cbam_triton::apply_gates")
 def _(x: Tensor, *_: object) -> Tensor:
     return layout.output_like(x)
 
