@@ -3,7 +3,7 @@
 from . import functional
 from .checkpoints import convert_state_dict
 from .convert import convert_cbam, restore_cbam
-from .functional import AttentionMaps
+from .dispatch import AttentionMaps
 from .insert import insert_cbam
 from .nn import CBAM, ChannelAttention, SpatialAttention
 from .settings import settings

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, fx, jit, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .functional import refined
+from .dispatch import refined
 from .nn import weights_of
 from .recognise import OnlyGate, Path, Plan, Unlike, is_norm, recognised
 

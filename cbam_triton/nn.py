@@ -1,4 +1,4 @@
-"""CBAM as modules: parameters and configuration; `functional` does the rest.
+"""CBAM as modules: parameters and configuration; `dispatch` does the rest.
 
 The children hold parameters under the usual keys. The kernels read these parameters; the forward methods, and so the
 hooks, of `fc1`, `fc2`, `conv` and of CBAM's own two children are not called. A norm that is not folded is called.
@@ -10,9 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from . import functional
 from .checkpoints import convert_state_dict
-from .functional import Activation, AttentionMaps
+from .dispatch import Activation, AttentionMaps, gates, refined
 from .variant import DEFAULT, Arrangement, ChannelPool, Gate, SpatialPool, Variant, checked_variant
 
 SpatialNorm = Literal["batch"] | None
@@ -79,7 +78,7 @@ class ChannelAttention(_Layer):
         self.fc2: nn.Linear | None = _linear(hidden_channels, channels, mlp_bias, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.refined(x, _mlp(self), None, variant=self.variant)
+        return refined(x, _mlp(self), None, variant=self.variant)
 
     def extra_repr(self) -> str:
         hidden = ", mlp_layers=1" if self.fc2 is None else f", hidden_channels={self.fc1.out_features}"
@@ -143,7 +142,7 @@ class SpatialAttention(_Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         weights = weights_of(self.conv)
-        return functional.refined(x, None, *weights, self.norm, variant=self.variant, descriptor=self.squeeze)
+        return refined(x, None, *weights, self.norm, variant=self.variant, descriptor=self.squeeze)
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.conv.kernel_size[0]}{_options(self.variant)}"
@@ -243,7 +242,7 @@ class CBAM(_Layer):
         mlp, conv, norm, descriptor = self._parts()
         if self.add_input:
             residual = x if residual is None else residual + x
-        return functional.refined(x, mlp, *conv, norm, residual, self.activation, self.variant, descriptor)
+        return refined(x, mlp, *conv, norm, residual, self.activation, self.variant, descriptor)
 
     def attention_maps(self, x: Tensor) -> AttentionMaps:
         """Both gates that `forward` applies to x: `.channel` (N, C) and `.spatial` (N, 1, *pixels), in x's dtype.
@@ -253,7 +252,7 @@ class CBAM(_Layer):
         mlp, conv, norm, descriptor = self._parts()
         if mlp is None or conv[0] is None:
             raise ValueError("attention_maps needs both gates, got a layer with one: divide its output by x instead")
-        return functional.gates(x, mlp, *conv, norm, self.variant, descriptor)
+        return gates(x, mlp, *conv, norm, self.variant, descriptor)
 
     def extra_repr(self) -> str:
         words = [part.extra_repr() for part in (self.channel, self.spatial) if part is not None]

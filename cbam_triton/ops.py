@@ -1,6 +1,6 @@
 """The kernels as PyTorch operators: schemas, fakes, gradients. Opaque to torch.compile, never a layout copy of x.
 
-Shapes and dtypes are checked in `functional`; a None among the parameters leaves its stage out. `cbam`, `gates` and
+Shapes and dtypes are checked in `dispatch`; a None among the parameters leaves its stage out. `cbam`, `gates` and
 `apply_gates` are for inference: autograd through them raises. `cbam_training` has a gradient, which is `cbam_backward`;
 a gradient of that gradient is computed by the reference.
 """

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
 
-from .functional import refined
+from .dispatch import refined
 from .variant import Gate, checked_variant
 
 fx.wrap("refined")  # its checks are not for placeholders

@@ -43,9 +43,9 @@ def device() -> str:
 @pytest.fixture
 def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which Triton has nothing to run on."""
-    from cbam_triton import functional
+    from cbam_triton import dispatch
 
-    monkeypatch.setattr(functional, "_kernel_device_type", lambda: None)
+    monkeypatch.setattr(dispatch, "_kernel_device_type", lambda: None)
 
 
 @pytest.fixture

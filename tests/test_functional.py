@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from cbam_triton import dispatch, settings
 from cbam_triton import functional as f
-from cbam_triton import settings
 
 from .errors import assert_same
 
@@ -111,13 +111,13 @@ def test_half_precision_parameters_are_named_with_both_dtypes_that_fit():
 
 @pytest.mark.usefixtures("no_kernels")
 def test_the_triton_backend_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(f.kernel_device, "missing", lambda: "no driver: install one")
+    monkeypatch.setattr(dispatch.kernel_device, "missing", lambda: "no driver: install one")
     with settings(backend="triton"), pytest.raises(RuntimeError, match="cannot run: no driver: install one"):
         f.cbam(**arguments())
 
 
 def test_the_triton_backend_names_the_device_it_takes(monkeypatch):
-    monkeypatch.setattr(f, "_kernel_device_type", lambda: "cuda")
+    monkeypatch.setattr(dispatch, "_kernel_device_type", lambda: "cuda")
     with (
         settings(backend="triton"),
         pytest.raises(RuntimeError, match="run on cuda tensors here, got one on cpu: move x"),
@@ -160,7 +160,7 @@ def recorder(monkeypatch) -> Recorder:
     recorder = Recorder()
     monkeypatch.setitem(sys.modules, "cbam_triton.ops", recorder)
     monkeypatch.setattr(cbam_triton, "ops", recorder, raising=False)
-    monkeypatch.setattr(f, "_kernel_device_type", lambda: "cpu")
+    monkeypatch.setattr(dispatch, "_kernel_device_type", lambda: "cpu")
     return recorder
 
 

@@ -15,6 +15,7 @@ STOREYS = [
     {"convert", "insert"},
     {"nn", "recognise", "scripting", "timm"},
     {"checkpoints", "functional"},
+    {"dispatch"},
     {"ops"},
     {"kernels"},
     {"arguments", "blocks", "layout", "reference", "settings"},
