@@ -61,7 +61,7 @@ def refined(
         if mlp is not None:
             check_mlp(x, *mlp)
     relu = activation == "relu"
-    if _kernels_run(x, conv_weight) and descriptor is None and (usual or _kernels_know(variant)):
+    if _kernels_run(x, conv_weight) and descriptor is None:
         if variant.arrangement == "spatial_first" and norm is not None and fixed_statistics(norm, x, x.ndim) is None:
             # The norm parts the two: each gate by its own launches.
             alone = variant._replace(arrangement="channel_first")
@@ -89,12 +89,7 @@ def gates(
     check_x(x)
     check_conv(x, conv_weight, conv_bias, None if descriptor is not None else variant.maps)
     check_mlp(x, *mlp)
-    by_kernels = (
-        _kernels_run(x, conv_weight)
-        and descriptor is None
-        and variant.arrangement != "spatial_first"
-        and _kernels_know(variant)
-    )
+    by_kernels = _kernels_run(x, conv_weight) and descriptor is None and variant.arrangement != "spatial_first"
     if by_kernels and not _gradient_needed(x, (*mlp, conv_weight, conv_bias)):
         from . import ops
 
@@ -149,10 +144,6 @@ def _canonical(mlp: Mlp, conv_weight: Tensor | None, variant: Variant) -> tuple[
     if conv_weight is not None and variant.maps == 2 and variant.spatial_pools[0] == "max":
         conv_weight = conv_weight.flip(1)
     return (fc1_weight, fc1_bias, fc2_weight, fc2_bias), conv_weight
-
-
-def _kernels_know(variant: Variant) -> bool:
-    return not {"lp", "lse"} & set(variant.channel_pools)
 
 
 def _run_kernels(

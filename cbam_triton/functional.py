@@ -19,7 +19,7 @@ Norm: None or any callable on the logits (N, 1, H, W). PyTorch's batch norms are
 their fixed statistics, in training mode by the batch's, and their buffers are updated as they do it. Any other norm is
 called between two launches where no gradient is needed.
 Backend: the reference runs in export and tracing, under forward-mode and `torch.func` transforms, for K above 15, for
-the pools "lp" and "lse", for a `descriptor`, where a gradient is needed through a norm other than a batch norm, and,
+a `descriptor`, where a gradient is needed through a norm other than a batch norm, and,
 unless `settings(backend="triton")`, for dtypes and devices that kernels do not take.
 Raises: ValueError for shapes, devices and options, TypeError for dtypes, RuntimeError for a Triton backend that cannot
 run.

@@ -18,6 +18,12 @@ VARIANTS = {
     "average alone": {"channel_pools": ("avg",)},
     "maximum alone": {"channel_pools": ("max",), "spatial_pools": ("max",)},
     "mean alone": {"spatial_pools": ("mean",)},
+    "norm alone": {"channel_pools": ("lp",)},
+    "logsumexp alone": {"channel_pools": ("lse",), "mlp_layers": 1},
+    "all pools": {"channel_pools": ("lse", "max", "lp", "avg")},
+    "parallel, all pools": {"arrangement": "parallel", "channel_pools": ("avg", "max", "lp", "lse")},
+    "spatial first, all pools": {"arrangement": "spatial_first", "channel_pools": ("avg", "max", "lp", "lse")},
+    "channel only, norm and logsumexp": {"arrangement": "channel_only", "channel_pools": ("lp", "lse")},
     "maximum first": {"channel_pools": ("max", "avg"), "spatial_pools": ("max", "mean")},
     "light": {"light": True},
     "hard": {"gate": "hard_sigmoid"},
@@ -176,6 +182,40 @@ def test_power_and_exponential_pools_have_finite_gradients(pools, device):
     variant = layer.variant
     for pool, name in zip(reference.channel_pool(x.double(), variant), pools, strict=True):
         torch.testing.assert_close(pool, want[name])
+
+
+# The larger one is pooled in two chunks.
+@pytest.mark.parametrize(
+    "shape, schedule",
+    [
+        ((2, 4, 5, 3), "staged"),
+        ((1, 8, 46, 47), "wavefront"),
+        pytest.param((1, 8, 46, 47), "staged", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_norm_and_logsumexp_take_values_that_exponentials_do_not(shape, schedule, device, monkeypatch):
+    layer = made(shape[1], {"channel_pools": ("lp", "lse"), "arrangement": "channel_only"}).to(device).eval()
+    x = 40 * x_of(shape).to(device)
+    x[-1, 0] += 900
+    x[-1, 1] -= 900
+    layer.channel.fc1.weight.data *= 1e-3
+    compare(layer, x, schedule, monkeypatch)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero encountered in log")
+@both_schedules
+def test_infinities_in_the_norm_and_the_logsumexp_come_out_as_in_eager(schedule, device):
+    layer = made(5, {"channel_pools": ("lse", "lp"), "arrangement": "channel_only", "mlp_layers": 1}).to(device).eval()
+    layer.channel.fc1.weight.data.copy_(torch.eye(5))
+    x = x_of((2, 5, 9, 9)).to(device)
+    x[0, 0, 3, 4], x[0, 1], x[0, 2, 8, 8], x[0, 3, 0, 1:3] = torch.inf, -torch.inf, torch.nan, -torch.inf
+    found = []
+    for backend in ("triton", "reference"):
+        with torch.no_grad(), settings(backend=backend, schedule=schedule):
+            found.append(layer.channel(x[:, i : i + 1].expand(-1, 5, -1, -1).contiguous()) for i in range(5))
+    for ours, right in zip(*found, strict=True):
+        torch.testing.assert_close(ours, right, equal_nan=True)
 
 
 @both_schedules

@@ -6,7 +6,7 @@ import triton.language as tl
 from .input_gradient import through_channel_gate
 from .maps import gradient_lead, gradient_size, past_zeros, zero_at
 from .spatial_gate import normed
-from .tiles import fold_sum, gate_of, gate_slope, known_multiple
+from .tiles import LOGSUMEXP, NORM, fold_sum, gate_of, gate_slope, known_multiple
 
 
 @triton.jit
@@ -63,11 +63,14 @@ def apply_gates_tile(
 
 @triton.jit
 def _gate_share(
-    x, dr, gate_ptr, dpools_ptr, argmax_ptr, c, inside_c, p, C, CHANNEL_POOLS: tl.constexpr,
+    x, dr, s, gate_ptr, pools_ptr, dpools_ptr, argmax_ptr, c, inside_c, p, C, CHANNEL_POOLS: tl.constexpr,
 ):  # fmt: skip
     """x dr g, or with `dpools` x times what x s gets: summed over the channels the gradient of the spatial gate."""
     if dpools_ptr is not None:
-        return x * through_channel_gate(dr, gate_ptr, dpools_ptr, argmax_ptr, c, inside_c, p, C, CHANNEL_POOLS)
+        gated = x if s is None else x * s[None, :]
+        return x * through_channel_gate(
+            gated, dr, gate_ptr, pools_ptr, dpools_ptr, argmax_ptr, c, inside_c, p, C, CHANNEL_POOLS
+        )
     elif gate_ptr is not None:
         return x * dr * tl.load(gate_ptr + c, mask=inside_c)[:, None]
     else:
@@ -75,11 +78,23 @@ def _gate_share(
 
 
 @triton.jit
+def _gate_at(
+    z_ptr, p, inside_p, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
+    NORM_EPS: tl.constexpr, ACC: tl.constexpr, HARD: tl.constexpr,
+):  # fmt: skip
+    """The spatial gate at pixels p, from the logits with a norm, else as it is."""
+    s = tl.load(z_ptr + p, mask=inside_p, other=0.0)
+    if norm_mean_ptr is not None:
+        s = gate_of(normed(s, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC), HARD)
+    return s
+
+
+@triton.jit
 def logit_gradient_tile(
     x_ptr, dy_ptr,  # one sample: C P
     y_ptr, dr_ptr,  # one sample: C P with the same strides; None without ReLU
     gate_ptr,  # one sample: C, or None for a gate of ones
-    dpools_ptr, channel_argmax_ptr,  # one sample: 2 C, C; with the spatial gate first, else None
+    pools_ptr, dpools_ptr, channel_argmax_ptr,  # one sample: POOLS C twice, C; with the spatial gate first, else None
     z_ptr,  # one sample: P; the logits with a norm, else the gate
     dz_ptr,  # one sample: gradient_size
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
@@ -96,6 +111,7 @@ def logit_gradient_tile(
     dr g. One program owns BLOCK_P pixels and all channels of one sample.
     """
     RELU: tl.constexpr = y_ptr is not None
+    GATED: tl.constexpr = dpools_ptr is not None and (NORM | LOGSUMEXP) & CHANNEL_POOLS != 0
     c = tl.arange(0, BLOCK_C)
     p = tile * BLOCK_P + tl.arange(0, BLOCK_P)
     inside_p = p < P
@@ -107,6 +123,11 @@ def logit_gradient_tile(
         y_offsets = wide_c * y_stride_c + wide_p * y_stride_p
         y_ptrs = y_ptr + y_offsets
         dr_ptrs = dr_ptr + y_offsets
+    gate = None
+    if GATED:
+        gate = _gate_at(
+            z_ptr, p, inside_p, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC, HARD
+        )
     total = tl.zeros([KEEP, BLOCK_P], ACC)
     full = C - C % BLOCK_C
     for c0 in range(0, full, BLOCK_C):
@@ -122,7 +143,7 @@ def logit_gradient_tile(
             y_ptrs += BLOCK_C * y_stride_c
             dr_ptrs += BLOCK_C * y_stride_c
         x = _gate_share(
-            x, dr.to(ACC), gate_ptr, dpools_ptr, channel_argmax_ptr, c0 + c, None, p, C, CHANNEL_POOLS
+            x, dr.to(ACC), gate, gate_ptr, pools_ptr, dpools_ptr, channel_argmax_ptr, c0 + c, None, p, C, CHANNEL_POOLS
         )  # fmt: skip
         total += fold_sum(x, 0, KEEP, CHANNELS_LAST)
     if full < C:
@@ -135,12 +156,11 @@ def logit_gradient_tile(
             dr = dr.to(dr_ptr.dtype.element_ty)
             tl.store(dr_ptrs, dr, mask=inside)
         x = _gate_share(
-            x, dr.to(ACC), gate_ptr, dpools_ptr, channel_argmax_ptr, full + c, inside_c, p, C, CHANNEL_POOLS
+            x, dr.to(ACC), gate, gate_ptr, pools_ptr, dpools_ptr, channel_argmax_ptr, full + c, inside_c, p, C,
+            CHANNEL_POOLS,
         )  # fmt: skip
         total += fold_sum(tl.where(inside, x, 0.0), 0, KEEP, CHANNELS_LAST)
-    s = tl.load(z_ptr + p, mask=inside_p, other=0.0)
-    if norm_mean_ptr is not None:
-        s = gate_of(normed(s, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC), HARD)
+    s = _gate_at(z_ptr, p, inside_p, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC, HARD)
     lead = gradient_lead(W, K, DIMS)
     dz_ptrs = dz_ptr + (lead + past_zeros(p, plane, W, K, DIMS))
     tl.store(dz_ptrs, tl.sum(total, 0) * gate_slope(s, HARD), mask=inside_p)

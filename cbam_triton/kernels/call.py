@@ -10,7 +10,7 @@ from ..layout import ACCESS_BYTES
 from ..variant import decoded
 from .config import Problem, Sizes
 from .device import facts
-from .plan import Override, Plan, plan
+from .plan import Override, Plan, plan, pool_slots
 
 
 class Weights(NamedTuple):
@@ -43,9 +43,9 @@ class Kept(NamedTuple):
     """
 
     gate: Tensor | None = None  # N C
-    pools: Tensor | None = None  # N 2 C: average and maximum over the pixels
+    pools: Tensor | None = None  # N POOLS C: average, maximum (, 2-norm, logsumexp) over the pixels
     channel_argmax: Tensor | None = None  # N C: the pixel of each channel's maximum
-    preactivation: Tensor | None = None  # N 2 R: the MLP's hidden vectors before ReLU
+    preactivation: Tensor | None = None  # N POOLS R: the MLP's hidden vectors before ReLU
     pool: Tensor | None = None  # N H W M: mean and maximum over the channels, in x's dtype
     spatial_argmax: Tensor | None = None  # N H W: the channel of each pixel's maximum
     z: Tensor | None = None  # N 1 H W: the convolution's output, before the norm; without a norm the gate
@@ -143,11 +143,12 @@ def places(x: Tensor, weights: Weights) -> Kept:
     gate = pools = channel_argmax = preactivation = pool = spatial_argmax = z = None
     if weights.fc1_weight is not None:
         gate = torch.empty((N, C), dtype=acc, device=device)
-        pools = torch.empty((N, 2, C), dtype=acc, device=device)
+        slots = pool_slots(variant)
+        pools = torch.empty((N, slots, C), dtype=acc, device=device)
         if "max" in variant.channel_pools:
             channel_argmax = torch.empty((N, C), dtype=_index_dtype(H * W), device=device)
         if weights.fc2_weight is not None:
-            preactivation = torch.empty((N, 2, weights.fc1_weight.shape[0]), dtype=acc, device=device)
+            preactivation = torch.empty((N, slots, weights.fc1_weight.shape[0]), dtype=acc, device=device)
     if weights.conv_weight is not None:
         pool = torch.empty((N, H, W, variant.maps), dtype=x.dtype, device=device)
         if "max" in variant.spatial_pools:

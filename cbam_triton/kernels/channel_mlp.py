@@ -3,18 +3,74 @@
 import triton
 import triton.language as tl
 
+from .channel_pool import pool_count, pool_slots
 from .signals import publish
-from .tiles import fold_sum, gate_of, gate_slope, known_multiple, rounded_product
+from .tiles import (
+    AVERAGE,
+    HALF,
+    LOGSUMEXP,
+    MAXIMUM,
+    NORM,
+    fold_sum,
+    gate_of,
+    gate_slope,
+    known_multiple,
+    rounded_product,
+)
+
+
+@triton.jit
+def _hidden_vector(
+    hidden_ptr,  # one sample: BLOCKS POOLS R, from the first of the two
+    fc1_bias_ptr, preactivation_ptr,  # R or None; one sample: from the first of the two, or None
+    keep, R, BLOCKS, POOLS,
+    RELU: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, HALVED: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """relu(za) + relu(zm), or za + zm, of two neighbouring descriptors, of which one may not be there."""
+    r = tl.arange(0, BLOCK_R)
+    inside_r = r < R
+    za = tl.zeros([BLOCK_R], ACC)
+    zm = tl.zeros([BLOCK_R], ACC)
+    for t0 in range(0, BLOCKS, BLOCK_T):
+        t = t0 + tl.arange(0, BLOCK_T)
+        hidden_ptrs = hidden_ptr + (t[:, None] * (POOLS * R) + r[None, :])
+        inside = (t < BLOCKS)[:, None] & inside_r[None, :]
+        if FIRST:
+            za += tl.sum(tl.load(hidden_ptrs, mask=inside, other=0.0), 0)
+        if SECOND:
+            zm += tl.sum(tl.load(hidden_ptrs + R, mask=inside, other=0.0), 0)
+    if HALVED:
+        za = 0.5 * za + 0.5 * zm
+    if fc1_bias_ptr is not None:
+        bias = tl.load(fc1_bias_ptr + r, mask=inside_r, other=0.0).to(ACC)
+        if FIRST:
+            za += bias
+        if SECOND and not HALVED:
+            zm += bias
+    if preactivation_ptr is not None:
+        if keep:
+            if FIRST:
+                tl.store(preactivation_ptr + r, za, mask=inside_r)
+            if SECOND and not HALVED:
+                tl.store(preactivation_ptr + R + r, zm, mask=inside_r)
+    if RELU:
+        # Not tl.maximum(za, 0.): a NaN must stay.
+        za = tl.where(za < 0, 0.0, za)
+        zm = tl.where(zm < 0, 0.0, zm)
+    if SECOND and not HALVED:
+        za += zm
+    return za
 
 
 @triton.jit
 def channel_mlp_tile(
-    hidden_ptr,  # one sample: BLOCKS 2 R
+    hidden_ptr,  # one sample: BLOCKS POOLS R
     fc1_bias_ptr,  # R or None
     fc2_weight_ptr,  # C R, or None for an MLP of one layer, then R = C
     fc2_bias_ptr,  # C or None
     gate_ptr,  # one sample: C
-    preactivation_ptr,  # one sample: 2 R, or None
+    preactivation_ptr,  # one sample: POOLS R, or None
     c_begin, c_end, C, R, BLOCKS,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, ACC: tl.constexpr,
     CHANNEL_POOLS: tl.constexpr, HARD: tl.constexpr,
@@ -22,57 +78,40 @@ def channel_mlp_tile(
     """g[c] = gate(W1 (relu(za) + relu(zm)) + 2 b1) for c in [c_begin, c_end).
 
     One program owns these channels of one sample. The partial sums are added in a fixed order; for a backward to come
-    za and zm are kept in `preactivation`. Of one pool there is one z, and b1 once; with "half" there is one z too, of
-    the half of both pools' sum. With one layer g = gate(za + zm).
+    za and zm are kept in `preactivation`. Each descriptor has its z, and b1 counts as often; with HALF there is one z,
+    of the half of both pools' sum. With one layer g = gate(za + zm).
     """
-    HALF: tl.constexpr = CHANNEL_POOLS == "half"
-    AVG: tl.constexpr = CHANNEL_POOLS != "max"
-    MAX: tl.constexpr = CHANNEL_POOLS != "avg"
+    AVG: tl.constexpr = AVERAGE & CHANNEL_POOLS != 0
+    MAX: tl.constexpr = MAXIMUM & CHANNEL_POOLS != 0
+    LP: tl.constexpr = NORM & CHANNEL_POOLS != 0
+    LSE: tl.constexpr = LOGSUMEXP & CHANNEL_POOLS != 0
+    HALVED: tl.constexpr = HALF & CHANNEL_POOLS != 0
+    RELU: tl.constexpr = fc2_weight_ptr is not None
+    POOLS = pool_slots(CHANNEL_POOLS)
+    keep = c_begin == 0
+    h = _hidden_vector(
+        hidden_ptr, fc1_bias_ptr, preactivation_ptr, keep, R, BLOCKS, POOLS,
+        RELU, AVG, MAX, HALVED, BLOCK_T, BLOCK_R, ACC,
+    )  # fmt: skip
+    if LP or LSE:
+        if preactivation_ptr is not None:
+            preactivation_ptr += 2 * R
+        h += _hidden_vector(
+            hidden_ptr + 2 * R, fc1_bias_ptr, preactivation_ptr, keep, R, BLOCKS, POOLS,
+            RELU, LP, LSE, False, BLOCK_T, BLOCK_R, ACC,
+        )  # fmt: skip
     r = tl.arange(0, BLOCK_R)
-    inside_r = r < R
-    za = tl.zeros([BLOCK_R], ACC)
-    zm = tl.zeros([BLOCK_R], ACC)
-    for t0 in range(0, BLOCKS, BLOCK_T):
-        t = t0 + tl.arange(0, BLOCK_T)
-        hidden_ptrs = hidden_ptr + (t[:, None] * (2 * R) + r[None, :])
-        inside = (t < BLOCKS)[:, None] & inside_r[None, :]
-        if AVG:
-            za += tl.sum(tl.load(hidden_ptrs, mask=inside, other=0.0), 0)
-        if MAX:
-            zm += tl.sum(tl.load(hidden_ptrs + R, mask=inside, other=0.0), 0)
-    if HALF:
-        za = 0.5 * za + 0.5 * zm
-    if fc1_bias_ptr is not None:
-        bias = tl.load(fc1_bias_ptr + r, mask=inside_r, other=0.0).to(ACC)
-        if AVG:
-            za += bias
-        if MAX and not HALF:
-            zm += bias
-    if preactivation_ptr is not None:
-        if c_begin == 0:
-            if AVG:
-                tl.store(preactivation_ptr + r, za, mask=inside_r)
-            if MAX and not HALF:
-                tl.store(preactivation_ptr + R + r, zm, mask=inside_r)
     if fc2_weight_ptr is None:
-        if MAX and not HALF:
-            za += zm
-        tl.store(gate_ptr + r, gate_of(za, HARD), mask=(r >= c_begin) & (r < c_end))
+        tl.store(gate_ptr + r, gate_of(h, HARD), mask=(r >= c_begin) & (r < c_end))
     else:
-        # Not tl.maximum(za, 0.): a NaN must stay.
-        h = tl.where(za < 0, 0.0, za)
-        if MAX and not HALF:
-            h += tl.where(zm < 0, 0.0, zm)
         for c0 in range(c_begin, c_end, BLOCK_C):
             c = c0 + tl.arange(0, BLOCK_C)
             inside_c = c < c_end
-            inside = inside_c[:, None] & inside_r[None, :]
+            inside = inside_c[:, None] & (r < R)[None, :]
             weight = tl.load(fc2_weight_ptr + (c[:, None] * R + r[None, :]), mask=inside, other=0.0).to(ACC)
             q = tl.sum(rounded_product(weight, h[None, :]), 1)
             if fc2_bias_ptr is not None:
-                q += (2 if CHANNEL_POOLS == "avg+max" else 1) * tl.load(fc2_bias_ptr + c, mask=inside_c, other=0.0).to(
-                    ACC
-                )
+                q += pool_count(CHANNEL_POOLS) * tl.load(fc2_bias_ptr + c, mask=inside_c, other=0.0).to(ACC)
             tl.store(gate_ptr + c, gate_of(q, HARD), mask=inside_c)
 
 
@@ -170,23 +209,56 @@ def channel_gradient_tile(
 
 
 @triton.jit
+def _hidden_gradient(
+    dh, preactivation_ptr, hidden_ptr, keep, R,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, HALVED: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """(dza, dzm, h) of two neighbouring descriptors, pointers as in `_hidden_vector`; dza and dzm are stored too."""
+    r = tl.arange(0, BLOCK_R)
+    inside_r = r < R
+    dza, dzm, h = dh, dh, dh
+    if preactivation_ptr is not None:
+        if FIRST:
+            za = tl.load(preactivation_ptr + r, mask=inside_r, other=0.0)
+            dza = tl.where(za <= 0, 0.0, dh)
+            h = tl.where(za < 0, 0.0, za)
+        if SECOND and not HALVED:
+            zm = tl.load(preactivation_ptr + R + r, mask=inside_r, other=0.0)
+            dzm = tl.where(zm <= 0, 0.0, dh)
+            active = tl.where(zm < 0, 0.0, zm)
+            h = h + active if FIRST else active
+    if HALVED:
+        dza *= 0.5
+        dzm = dza
+    if keep:
+        if FIRST:
+            tl.store(hidden_ptr + r, dza, mask=inside_r)
+        if SECOND:
+            tl.store(hidden_ptr + R + r, dzm, mask=inside_r)
+    return dza, dzm, h
+
+
+@triton.jit
 def mlp_gradient_tile(
     dh_ptr,  # one sample: BLOCKS R
-    preactivation_ptr,  # one sample: 2 R; za and zm; None for an MLP of one layer
+    preactivation_ptr,  # one sample: POOLS R; za and zm; None for an MLP of one layer
+    pools_ptr,  # one sample: POOLS C; the descriptors
     fc1_weight_ptr,  # R C
-    hidden_ptr,  # one sample: 3 R
-    dpools_ptr,  # one sample: 2 C
+    hidden_ptr,  # one sample: POOLS+1 R
+    dpools_ptr,  # one sample: POOLS C
     c_begin, c_end, C, P, R, BLOCKS,
     BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, ACC: tl.constexpr,
     CHANNEL_POOLS: tl.constexpr,
 ):  # fmt: skip
-    """dpools = (da / P, dm), the gradients that avg and max hand to their pixels; hidden = (dza, dzm, h).
+    """dpools = (da / P, dm, dlp / lp, dlse), what the descriptors hand to their pixels; hidden = (dza, dzm, ..., h).
 
     One program owns the channels in [c_begin, c_end) of one sample. The shares are added in a fixed order.
     """
-    HALF: tl.constexpr = CHANNEL_POOLS == "half"
-    AVG: tl.constexpr = CHANNEL_POOLS != "max"
-    MAX: tl.constexpr = CHANNEL_POOLS != "avg"
+    AVG: tl.constexpr = AVERAGE & CHANNEL_POOLS != 0
+    MAX: tl.constexpr = MAXIMUM & CHANNEL_POOLS != 0
+    LP: tl.constexpr = NORM & CHANNEL_POOLS != 0
+    LSE: tl.constexpr = LOGSUMEXP & CHANNEL_POOLS != 0
+    HALVED: tl.constexpr = HALF & CHANNEL_POOLS != 0
     r = tl.arange(0, BLOCK_R)
     inside_r = r < R
     dh = tl.zeros([BLOCK_R], ACC)
@@ -194,26 +266,15 @@ def mlp_gradient_tile(
         t = t0 + tl.arange(0, BLOCK_T)
         inside = (t < BLOCKS)[:, None] & inside_r[None, :]
         dh += tl.sum(tl.load(dh_ptr + (t[:, None] * R + r[None, :]), mask=inside, other=0.0), 0)
-    dza, dzm, h = dh, dh, dh
-    if preactivation_ptr is not None:
-        if AVG:
-            za = tl.load(preactivation_ptr + r, mask=inside_r, other=0.0)
-            dza = tl.where(za <= 0, 0.0, dh)
-            h = tl.where(za < 0, 0.0, za)
-        if MAX and not HALF:
-            zm = tl.load(preactivation_ptr + R + r, mask=inside_r, other=0.0)
-            dzm = tl.where(zm <= 0, 0.0, dh)
-            active = tl.where(zm < 0, 0.0, zm)
-            h = h + active if AVG else active
-    if HALF:
-        dza *= 0.5
-        dzm = dza
-    if c_begin == 0:
-        if AVG:
-            tl.store(hidden_ptr + r, dza, mask=inside_r)
-        if MAX:
-            tl.store(hidden_ptr + R + r, dzm, mask=inside_r)
-        tl.store(hidden_ptr + 2 * R + r, h, mask=inside_r)
+    keep = c_begin == 0
+    dza, dzm, h = _hidden_gradient(dh, preactivation_ptr, hidden_ptr, keep, R, AVG, MAX, HALVED, BLOCK_R)
+    if LP or LSE:
+        if preactivation_ptr is not None:
+            preactivation_ptr += 2 * R
+        dzl, dze, other = _hidden_gradient(dh, preactivation_ptr, hidden_ptr + 2 * R, keep, R, LP, LSE, False, BLOCK_R)
+        h = h + other if AVG or MAX else other
+    if keep:
+        tl.store(hidden_ptr + pool_slots(CHANNEL_POOLS) * R + r, h, mask=inside_r)
     for c0 in range(c_begin, c_end, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
         inside_c = c < c_end
@@ -223,3 +284,10 @@ def mlp_gradient_tile(
             tl.store(dpools_ptr + c, tl.sum(rounded_product(weight, dza[:, None]), 0) / P, mask=inside_c)
         if MAX:
             tl.store(dpools_ptr + C + c, tl.sum(rounded_product(weight, dzm[:, None]), 0), mask=inside_c)
+        if LP:
+            # Where the norm is 0 so is the subgradient that PyTorch takes.
+            lp = tl.load(pools_ptr + 2 * C + c, mask=inside_c, other=0.0)
+            lp = tl.where(lp == 0, float("inf"), lp)
+            tl.store(dpools_ptr + 2 * C + c, tl.sum(rounded_product(weight, dzl[:, None]), 0) / lp, mask=inside_c)
+        if LSE:
+            tl.store(dpools_ptr + 3 * C + c, tl.sum(rounded_product(weight, dze[:, None]), 0), mask=inside_c)

@@ -46,7 +46,7 @@ class _Backward(NamedTuple):
     dz: Tensor | None  # N gradient_size
     share: Tensor | None  # N chunks share_size
     dq: Tensor | None  # N C
-    hidden: Tensor | None  # N 3 R
+    hidden: Tensor | None  # N POOLS+1 R
 
     @property
     def d(self) -> tuple[Tensor, tuple[int, ...], bool]:
@@ -136,7 +136,7 @@ def _prepared(call: Call, dy: Tensor, needed: Needed) -> _Backward:
         if needed.conv:
             share = call.empty(N * table.tap_chunks(problem) * _share_size(call))
     if problem.R:
-        dq, hidden = call.empty(N * C), call.empty(N * 3 * problem.R)
+        dq, hidden = call.empty(N * C), call.empty(N * (plan.pools + 1) * problem.R)
     aligned = _aligned(dy, strides, plan)
     dx = output_like(x) if needed.x else None
     return _Backward(call, dy, strides, aligned, dr, dx, s, dmaps, dz, share, dq, hidden)
@@ -182,10 +182,10 @@ def _share_size(call: Call) -> int:
 
 def _logit_gradient(run: _Backward, dpools: Tensor | None) -> None:
     call = run.call
-    argmax = None if dpools is None else call.kept.channel_argmax
+    pools, argmax = (None, None) if dpools is None else (call.kept.pools, call.kept.channel_argmax)
     launch(
         call, logit_gradient_kernel, ("SPATIAL",), table.spatial_tiles,
-        call.x, run.dy, call.y, run.dr, call.kept.gate, dpools, argmax, call.kept.z, run.dz, *call.weights[6:10],
+        call.x, run.dy, call.y, run.dr, call.kept.gate, pools, dpools, argmax, call.kept.z, run.dz, *call.weights[6:10],
         *call.plan.strides[:3], *run.dy_strides, *call.plan.strides[3:], *call.x.shape, call.weights.planes,
         NORM_EPS=call.weights.norm_eps, DY_ALIGNED=run.dy_aligned, BACKWARDS=dpools is not None,
     )  # fmt: skip
@@ -230,7 +230,8 @@ def _wavefront(run: _Backward, given: bool) -> None:
     launch(
         call, backward_wavefront, ("POOL", "MLP_T", "MLP_C", "SPATIAL", "MAP", "APPLY"),
         _BACKWARD_TILES[run.share is not None, not given],
-        call.x, dy, y, dr, kept.gate, kept.channel_argmax, kept.preactivation, kept.pool, kept.spatial_argmax, kept.z,
+        call.x, dy, y, dr, kept.gate, kept.pools, kept.channel_argmax, kept.preactivation,
+        kept.pool, kept.spatial_argmax, kept.z,
         call.weights.fc1_weight, call.weights.fc2_weight, call.weights.conv_weight, *call.weights[6:10],
         run.dz, partial, dh, dpools, run.dmaps, run.s, run.dq, run.hidden, run.share, run.dx,
         call.zeros(1 + N * (4 + plan.blocks)),
@@ -256,8 +257,10 @@ def _staged(run: _Backward, needed: Needed, given: bool, dpools: Tensor | None) 
     if needed.x:
         launch(
             call, input_gradient_kernel, ("APPLY",), table.apply_tiles,
-            d, run.dx, run.s, run.dmaps, kept.spatial_argmax, kept.gate, dpools, kept.channel_argmax,
-            *d_strides, *call.plan.strides[3:], N, C, problem.P, D_ALIGNED=aligned, BACKWARDS=problem.R == 0,
+            call.x, d, run.dx, run.s, run.dmaps, kept.spatial_argmax,
+            kept.gate, kept.pools, dpools, kept.channel_argmax,
+            *call.plan.strides[:3], *d_strides, *call.plan.strides[3:], N, C, problem.P,
+            D_ALIGNED=aligned, BACKWARDS=problem.R == 0,
         )  # fmt: skip
 
 
@@ -277,7 +280,7 @@ def _channel_gradient(run: _Backward) -> Tensor:
     shares, blocks = (run.dq, 1) if weights.fc2_weight is None else (dh, plan.blocks)
     launch(
         call, mlp_gradient_kernel, ("MLP",), table.mlp_tiles,
-        shares, kept.preactivation, weights.fc1_weight, run.hidden, dpools, N, C, P, R, blocks,
+        shares, kept.preactivation, kept.pools, weights.fc1_weight, run.hidden, dpools, N, C, P, R, blocks,
     )  # fmt: skip
     return dpools
 
@@ -290,7 +293,7 @@ def _channel_scratch(run: _Backward) -> tuple[Tensor, Tensor, Tensor]:
     partial = call.empty(problem.N * plan.blocks * plan.partials) if plan.partials else dh
     if len(plan.rows) > 1:
         dh.zero_()  # the row that is taken may have fewer blocks
-    return partial, dh, call.empty(problem.N * 2 * problem.C)
+    return partial, dh, call.empty(problem.N * plan.pools * problem.C)
 
 
 def _weight_gradients(run: _Backward, needed: Needed) -> list[Tensor | None]:

@@ -11,13 +11,17 @@ import triton
 import triton.language as tl
 
 from ..layout import access_width, output_like, pixel_strides, sample_span
-from ..variant import decoded
+from ..variant import Variant, decoded
 from . import config as table
 from .config import Config, Problem, Sizes
 from .device import DeviceFacts, interpreted, is_nvidia
+from .tiles import AVERAGE, HALF, LOGSUMEXP, MAXIMUM, NORM
 
 # Whether a first call of a class times the table; never in the interpreter, which has no clock worth asking.
 AUTOTUNE = os.environ.get("CBAM_TRITON_AUTOTUNE") == "1" and not interpreted()
+
+
+_POOL_BITS = {"avg": AVERAGE.value, "max": MAXIMUM.value, "lp": NORM.value, "lse": LOGSUMEXP.value}
 
 
 class Override(NamedTuple):
@@ -38,6 +42,7 @@ class Plan:
     strides: tuple[int, ...]  # of x, then of y, as N C P
     blocks: int  # of channels, the most of any row
     partials: int  # chunks * POOL_C of a block, the most of any row; 0 if all have one chunk
+    pools: int  # what `channel_pool.pool_slots` computes on the device
     acc: torch.dtype  # of scratch and gates
     constants: dict[str, Any]  # constexprs, each for the kernels that have it
     prepared: dict[Any, Any] = dataclasses.field(default_factory=dict)
@@ -62,6 +67,11 @@ class Plan:
         sizes = row.constants(*stages)
         constants |= {**sizes, "num_warps": row.num_warps}
         return kernel[(self.problem.N * tiles(self.problem, sizes),)], constants
+
+
+def pool_slots(variant: Variant) -> int:
+    """Places for the descriptors of a channel."""
+    return 4 if {"lp", "lse"} & set(variant.channel_pools) else 2
 
 
 @functools.lru_cache(maxsize=8192)
@@ -121,6 +131,7 @@ def plan(
         (*x_strides[:3], *y_strides[:3]),
         max(blocks for blocks, _ in grids),
         max(chunks * row.POOL_C if chunks > 1 else 0 for (_, chunks), row in zip(grids, rows, strict=True)),
+        pool_slots(form),
         torch.float64 if dtype == torch.float64 else torch.float32,
         {
             "VEC": vec,
@@ -129,7 +140,7 @@ def plan(
             "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
             "K": K,
             "DIMS": dims,
-            "CHANNEL_POOLS": "half" if form.light else "+".join(sorted(form.channel_pools)),
+            "CHANNEL_POOLS": sum(_POOL_BITS[name] for name in form.channel_pools) + (HALF.value if form.light else 0),
             "SPATIAL_POOLS": "half" if form.light else "+".join(sorted(form.spatial_pools, reverse=True)),
             "ARRANGEMENT": form.arrangement,
             "HARD": form.gate == "hard_sigmoid",

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .apply_gates import apply_gates_tile
 from .channel_mlp import channel_mlp_tile
-from .channel_pool import channel_pool_tile, pool_grid
+from .channel_pool import channel_pool_tile, pool_grid, pool_slots
 from .maps import padded_size, plane_of
 from .spatial_gate import normed, sample_logit
 from .spatial_pool import spatial_pool_tile
@@ -27,8 +27,8 @@ def sample_and_tile(N, tiles, BACKWARDS: tl.constexpr):
 def channel_pool_kernel(
     x_ptr, s_ptr,  # N C P; N P or None
     fc1_weight_ptr,  # R C
-    partial_ptr, hidden_ptr,  # N blocks CHUNKS 3 POOL_C, scratch; N BLOCKS 2 R, zeroed if BLOCKS > blocks
-    pools_ptr, argmax_ptr,  # N 2 C, N C, kept for a backward, or None
+    partial_ptr, hidden_ptr,  # N blocks CHUNKS POOLS+1 POOL_C, scratch; N BLOCKS POOLS R, zeroed if BLOCKS > blocks
+    pools_ptr, argmax_ptr,  # N POOLS C, N C, kept for a backward, or None
     counters_ptr,  # N blocks, zeroed
     x_stride_n, x_stride_c, x_stride_p,
     N, C, P, R, BLOCKS,
@@ -41,16 +41,17 @@ def channel_pool_kernel(
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     blocks, chunks, chunk = pool_grid(C, P, POOL_C, POOL_P, POOL_SPLIT)
     n, tile = sample_and_tile(N, blocks * chunks, BACKWARDS)
+    POOLS = pool_slots(CHANNEL_POOLS)
     if s_ptr is not None:
         s_ptr += n * P
     if pools_ptr is not None:
-        pools_ptr += n * (2 * C)
+        pools_ptr += n * (POOLS * C)
     if argmax_ptr is not None:
         argmax_ptr += n * C
     channel_pool_tile(
         x_ptr + n * known_multiple(x_stride_n, VEC), s_ptr, fc1_weight_ptr,
-        partial_ptr + n * (blocks * chunks * 3 * POOL_C), counters_ptr + n * blocks,
-        hidden_ptr + n * (BLOCKS * 2 * R), pools_ptr, argmax_ptr,
+        partial_ptr + n * (blocks * chunks * (POOLS + 1) * POOL_C), counters_ptr + n * blocks,
+        hidden_ptr + n * (BLOCKS * POOLS * R), pools_ptr, argmax_ptr,
         tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p,
         POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, CHANNEL_POOLS,
     )  # fmt: skip
@@ -58,8 +59,8 @@ def channel_pool_kernel(
 
 @triton.jit(do_not_specialize=["N", "C", "R", "BLOCKS"])
 def channel_mlp_kernel(
-    hidden_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr,  # N BLOCKS 2 R; R; C R; C; N C
-    preactivation_ptr,  # N 2 R, kept for a backward, or None
+    hidden_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr,  # N BLOCKS POOLS R; R; C R; C; N C
+    preactivation_ptr,  # N POOLS R, kept for a backward, or None
     N, C, R, BLOCKS,
     BLOCK_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr, MLP_SPLIT: tl.constexpr, ACC: tl.constexpr,
     CHANNEL_POOLS: tl.constexpr, HARD: tl.constexpr,
@@ -67,10 +68,11 @@ def channel_mlp_kernel(
     """Channel gate; a program owns MLP_SPLIT channels of one sample."""
     n, tile = sample_and_tile(N, tl.cdiv(C, MLP_SPLIT), False)
     c_begin = tile * MLP_SPLIT
+    POOLS = pool_slots(CHANNEL_POOLS)
     if preactivation_ptr is not None:
-        preactivation_ptr += n * (2 * R)
+        preactivation_ptr += n * (POOLS * R)
     channel_mlp_tile(
-        hidden_ptr + n * (BLOCKS * 2 * R), fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr + n * C,
+        hidden_ptr + n * (BLOCKS * POOLS * R), fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr + n * C,
         preactivation_ptr, c_begin, tl.minimum(c_begin + MLP_SPLIT, C), C, R, BLOCKS, MLP_T, MLP_C, BLOCK_R, ACC,
         CHANNEL_POOLS, HARD,
     )  # fmt: skip

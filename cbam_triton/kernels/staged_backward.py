@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .apply_gates import logit_gradient_tile
 from .channel_mlp import channel_gradient_tile, mlp_gradient_tile
-from .channel_pool import pool_grid
+from .channel_pool import pool_grid, pool_slots
 from .input_gradient import input_gradient_tile
 from .maps import gradient_size, plane_of
 from .spatial_gate import map_gradient_tile, share_size
@@ -19,7 +19,8 @@ from .tiles import gradient_strides, known_multiple, known_sizes, known_strides
 ])  # fmt: skip
 def logit_gradient_kernel(
     x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr,  # N C P, twice; the same or None, twice; N C or None
-    dpools_ptr, channel_argmax_ptr, z_ptr, dz_ptr,  # N 2 C or None; N C or None; N P; N gradient_size
+    pools_ptr, dpools_ptr, channel_argmax_ptr,  # N POOLS C twice; N C; None but with the spatial gate first
+    z_ptr, dz_ptr,  # N P; N gradient_size
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     x_stride_n, x_stride_c, x_stride_p, dy_stride_n, dy_stride_c, dy_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
     N, C, H, W, PLANES,
@@ -40,7 +41,8 @@ def logit_gradient_kernel(
     if gate_ptr is not None:
         gate_ptr += n * C
     if dpools_ptr is not None:
-        dpools_ptr += n * (2 * C)
+        pools_ptr += n * (pool_slots(CHANNEL_POOLS) * C)
+        dpools_ptr += n * (pool_slots(CHANNEL_POOLS) * C)
         if channel_argmax_ptr is not None:
             channel_argmax_ptr += n * C
     if y_ptr is not None:
@@ -48,7 +50,7 @@ def logit_gradient_kernel(
         dr_ptr += n * known_multiple(dx_stride_n, VEC)
     logit_gradient_tile(
         x_ptr + n * known_multiple(x_stride_n, VEC), dy_ptr + n * dy_stride_n, y_ptr, dr_ptr,
-        gate_ptr, dpools_ptr, channel_argmax_ptr, z_ptr + n * P,
+        gate_ptr, pools_ptr, dpools_ptr, channel_argmax_ptr, z_ptr + n * P,
         dz_ptr + n * gradient_size(P, plane, W, K, DIMS), norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,
         tile, C, P, W, plane, x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, dx_stride_c, dx_stride_p,
         K, DIMS, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
@@ -125,7 +127,8 @@ def channel_gradient_kernel(
 
 @triton.jit(do_not_specialize=["N", "C", "P", "R", "BLOCKS"])
 def mlp_gradient_kernel(
-    dh_ptr, preactivation_ptr, fc1_weight_ptr, hidden_ptr, dpools_ptr,  # N BLOCKS R; N 2 R or None; R C; N 3 R; N 2 C
+    dh_ptr, preactivation_ptr, pools_ptr,  # N BLOCKS R; N POOLS R or None; N POOLS C
+    fc1_weight_ptr, hidden_ptr, dpools_ptr,  # R C; N POOLS+1 R; N POOLS C
     N, C, P, R, BLOCKS,
     BLOCK_R: tl.constexpr, MLP_T: tl.constexpr, MLP_C: tl.constexpr, MLP_SPLIT: tl.constexpr, ACC: tl.constexpr,
     CHANNEL_POOLS: tl.constexpr,
@@ -133,23 +136,25 @@ def mlp_gradient_kernel(
     """Gradients of the pooled channels; a program owns MLP_SPLIT channels of one sample."""
     n, tile = sample_and_tile(N, tl.cdiv(C, MLP_SPLIT), False)
     c_begin = tile * MLP_SPLIT
+    POOLS = pool_slots(CHANNEL_POOLS)
     if preactivation_ptr is not None:
-        preactivation_ptr += n * (2 * R)
+        preactivation_ptr += n * (POOLS * R)
     mlp_gradient_tile(
-        dh_ptr + n * (BLOCKS * R), preactivation_ptr, fc1_weight_ptr, hidden_ptr + n * (3 * R),
-        dpools_ptr + n * (2 * C), c_begin, tl.minimum(c_begin + MLP_SPLIT, C), C, P, R, BLOCKS,
-        MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS,
+        dh_ptr + n * (BLOCKS * R), preactivation_ptr, pools_ptr + n * (POOLS * C), fc1_weight_ptr,
+        hidden_ptr + n * ((POOLS + 1) * R), dpools_ptr + n * (POOLS * C), c_begin,
+        tl.minimum(c_begin + MLP_SPLIT, C), C, P, R, BLOCKS, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=[
-    "d_stride_n", "d_stride_c", "d_stride_p", "dx_stride_n", "dx_stride_c", "dx_stride_p", "N", "C", "P",
+    "x_stride_n", "x_stride_c", "x_stride_p", "d_stride_n", "d_stride_c", "d_stride_p",
+    "dx_stride_n", "dx_stride_c", "dx_stride_p", "N", "C", "P",
 ])  # fmt: skip
 def input_gradient_kernel(
-    d_ptr, dx_ptr,  # N C P
+    x_ptr, d_ptr, dx_ptr,  # N C P
     s_ptr, dmaps_ptr, spatial_argmax_ptr,  # N P, N 2 P, N P; None without spatial attention
-    gate_ptr, dpools_ptr, channel_argmax_ptr,  # N C, N 2 C, N C; None without channel attention
-    d_stride_n, d_stride_c, d_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
+    gate_ptr, pools_ptr, dpools_ptr, channel_argmax_ptr,  # N C, N POOLS C twice, N C; None without channel attention
+    x_stride_n, x_stride_c, x_stride_p, d_stride_n, d_stride_c, d_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
     N, C, P,
     D_ALIGNED: tl.constexpr,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
@@ -158,6 +163,7 @@ def input_gradient_kernel(
 ):  # fmt: skip
     """dx; a program owns APPLY_SPLIT channels of APPLY_P pixels of one sample."""
     C, P = known_sizes(C, P, VEC, CHANNELS_LAST)
+    x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
     dx_stride_c, dx_stride_p = known_strides(dx_stride_c, dx_stride_p, VEC, CHANNELS_LAST, INDEX)
     d_stride_n, d_stride_c, d_stride_p = gradient_strides(
         d_stride_n, d_stride_c, d_stride_p, D_ALIGNED, VEC, CHANNELS_LAST, INDEX
@@ -171,15 +177,17 @@ def input_gradient_kernel(
         spatial_argmax_ptr += n * P
     if gate_ptr is not None:
         gate_ptr += n * C
-        dpools_ptr += n * (2 * C)
+        pools_ptr += n * (pool_slots(CHANNEL_POOLS) * C)
+        dpools_ptr += n * (pool_slots(CHANNEL_POOLS) * C)
     if channel_argmax_ptr is not None:
         channel_argmax_ptr += n * C
     p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
     c_begin = (tile // pixel_tiles) * APPLY_SPLIT
     input_gradient_tile(
-        d_ptr + n * d_stride_n, dx_ptr + n * known_multiple(dx_stride_n, VEC), s_ptr, dmaps_ptr,
-        spatial_argmax_ptr, gate_ptr, dpools_ptr, channel_argmax_ptr,
-        p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P,
+        x_ptr + n * known_multiple(x_stride_n, VEC), d_ptr + n * d_stride_n,
+        dx_ptr + n * known_multiple(dx_stride_n, VEC), s_ptr, dmaps_ptr, spatial_argmax_ptr,
+        gate_ptr, pools_ptr, dpools_ptr, channel_argmax_ptr,
+        p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P, x_stride_c, x_stride_p,
         d_stride_c, d_stride_p, dx_stride_c, dx_stride_p, APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC,
         CHANNEL_POOLS, ARRANGEMENT,
     )  # fmt: skip

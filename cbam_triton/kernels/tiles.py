@@ -7,6 +7,9 @@ a thread holds VEC neighbours along it, and every `KEEP`-th row along the other 
 import triton
 import triton.language as tl
 
+# CHANNEL_POOLS is a sum of these, the descriptors that there are. HALF: half the sum of the first two in their place.
+AVERAGE, MAXIMUM, NORM, LOGSUMEXP, HALF = (tl.constexpr(1 << i) for i in range(5))
+
 
 @triton.jit
 def maximum(a, b):
@@ -84,6 +87,19 @@ def first_group(values, extreme, starts, AXIS: tl.constexpr, KEEP: tl.constexpr,
     else:
         starts = starts + (k * GROUP)[None, :]
         return tl.min(tl.where(values == extreme[:, None], starts, END), 1)
+
+
+@triton.jit
+def finite_or_zero(values):
+    """The values, 0 in place of infinities."""
+    return tl.where(tl.abs(values) == float("inf"), 0.0, values)
+
+
+@triton.jit
+def fold_exp(tile, offsets, AXIS: tl.constexpr, KEEP: tl.constexpr, UNIT_STRIDE: tl.constexpr):
+    """`fold_sum` of exp(tile - offsets), with an offset for each of its results."""
+    inner: tl.constexpr = AXIS + (1 if UNIT_STRIDE else 0)
+    return tl.sum(tl.exp(split_axis(tile, AXIS, KEEP, UNIT_STRIDE) - tl.expand_dims(offsets, inner)), inner)
 
 
 @triton.jit

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .apply_gates import apply_gates_tile
 from .channel_mlp import channel_mlp_tile
-from .channel_pool import channel_pool_tile, pool_grid
+from .channel_pool import channel_pool_tile, pool_grid, pool_slots
 from .maps import padded_size, plane_of
 from .signals import publish, wait_for
 from .spatial_gate import normed, spatial_logit
@@ -75,12 +75,12 @@ def cbam_wavefront(
     fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr,  # R C, R, C R, C; all None without channel attention
     conv_weight_ptr, conv_bias_ptr,  # M K^DIMS, 1; both None without spatial attention
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
-    partial_ptr, hidden_ptr,  # N BLOCKS CHUNKS 3 POOL_C, N BLOCKS 2 R; scratch
+    partial_ptr, hidden_ptr,  # N BLOCKS CHUNKS POOLS+1 POOL_C, N BLOCKS POOLS R; scratch
     gate_ptr,  # N C
     pool_ptr, s_ptr,  # N padded_size M, scratch; N H W, with the spatial gate first, else None
     y_ptr,  # N C H W, or None to stop at the logits
-    # kept for a backward, or None: the logits N H W, or the gate if there is no norm; channel attention's N 2 C, N C,
-    # N 2 R; spatial attention's N H W M, N H W; an argmax also without a maximum
+    # kept for a backward, or None: the logits N H W, or the gate if there is no norm; channel attention's N POOLS C,
+    # N C, N POOLS R; spatial attention's N H W M, N H W; an argmax also without a maximum
     z_ptr, pools_ptr, channel_argmax_ptr, preactivation_ptr, kept_ptr, spatial_argmax_ptr,
     # zeroed, 1 + N (4 + BLOCKS): ticket; of each sample: blocks pooled, gate made, spatial tiles, tiles of the map s,
     # chunks of each block
@@ -102,6 +102,7 @@ def cbam_wavefront(
     LOGITS: tl.constexpr = y_ptr is None
     SPATIAL_FIRST: tl.constexpr = ARRANGEMENT == "spatial_first"
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
+    POOLS = pool_slots(CHANNEL_POOLS)
     plane = plane_of(H, W, PLANES, DIMS)
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
     x_stride_c, x_stride_p = known_strides(x_stride_c, x_stride_p, VEC, CHANNELS_LAST, INDEX)
@@ -134,9 +135,9 @@ def cbam_wavefront(
     if SPATIAL:
         pool_ptr += n * (M * padded_size(P, plane, W, K, DIMS))
     if pools_ptr is not None:
-        pools_ptr += n * (2 * C)
+        pools_ptr += n * (POOLS * C)
     if preactivation_ptr is not None:
-        preactivation_ptr += n * (2 * R)
+        preactivation_ptr += n * (POOLS * R)
     if channel_argmax_ptr is not None:
         channel_argmax_ptr += n * C
     if kept_ptr is not None:
@@ -149,10 +150,10 @@ def cbam_wavefront(
     if CHANNEL and stage == (2 if SPATIAL_FIRST else 0):
         if SPATIAL_FIRST:
             wait_for(map_done_ptr, pixel_tiles)
-        hidden_ptr += n * (blocks * 2 * R)
+        hidden_ptr += n * (blocks * POOLS * R)
         pooled = channel_pool_tile(
-            x_ptr, s_ptr, fc1_weight_ptr, partial_ptr + n * (pool_tiles * 3 * POOL_C), pool_done_ptr + 4, hidden_ptr,
-            pools_ptr, channel_argmax_ptr, tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p,
+            x_ptr, s_ptr, fc1_weight_ptr, partial_ptr + n * (pool_tiles * (POOLS + 1) * POOL_C), pool_done_ptr + 4,
+            hidden_ptr, pools_ptr, channel_argmax_ptr, tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p,
             POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, CHANNEL_POOLS,
         )  # fmt: skip
         if pooled:

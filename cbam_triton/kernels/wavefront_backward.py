@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .apply_gates import logit_gradient_tile
 from .channel_mlp import channel_gradient_tile, mlp_gradient_tile
-from .channel_pool import pool_grid
+from .channel_pool import pool_grid, pool_slots
 from .input_gradient import input_gradient_tile
 from .maps import gradient_size, plane_of
 from .signals import publish, wait_for
@@ -49,16 +49,17 @@ def backward_item(
 def backward_wavefront(
     x_ptr, dy_ptr,  # N C H W
     y_ptr, dr_ptr,  # N C H W with dx's strides; None without ReLU
-    # N C, N C, N 2 R; None without channel attention, the argmax also without a maximum, the last with one layer
-    gate_ptr, channel_argmax_ptr, preactivation_ptr,
+    # N C, N POOLS C, N C, N POOLS R; None without channel attention, the argmax also without a maximum, the last with
+    # one layer
+    gate_ptr, pools_ptr, channel_argmax_ptr, preactivation_ptr,
     # N H W M, N H W, N H W (logits with a norm, else the gate); None without spatial attention, the argmax as above
     pool_ptr, spatial_argmax_ptr, z_ptr,
     fc1_weight_ptr, fc2_weight_ptr, conv_weight_ptr,  # R C, C R or None, M K^DIMS
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     dz_ptr,  # N gradient_size: scratch, or with GIVEN the gradient of the convolution's output
-    partial_ptr, dh_ptr, dpools_ptr, dmaps_ptr,  # N BLOCKS CHUNKS POOL_C, N BLOCKS R, N 2 C, N 2 H W; scratch
+    partial_ptr, dh_ptr, dpools_ptr, dmaps_ptr,  # N BLOCKS CHUNKS POOL_C, N BLOCKS R, N POOLS C, N 2 H W; scratch
     s_ptr,  # N H W: scratch with a norm, given with the spatial gate first, else z's
-    dq_ptr, hidden_ptr, share_ptr,  # N C, N 3 R, N chunks share_size or None: for the weights' gradients
+    dq_ptr, hidden_ptr, share_ptr,  # N C, N POOLS+1 R, N chunks share_size or None: for the weights' gradients
     dx_ptr,  # N C H W
     # zeroed, 1 + N (4 + BLOCKS): ticket; of each sample: logit, map, channel gradients, dpools, chunks of each block
     counters_ptr,
@@ -80,6 +81,7 @@ def backward_wavefront(
     LOGIT: tl.constexpr = SPATIAL and not GIVEN
     SPATIAL_FIRST: tl.constexpr = ARRANGEMENT == "spatial_first"
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
+    POOLS = pool_slots(CHANNEL_POOLS)
     ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
     plane = plane_of(H, W, PLANES, DIMS)
     C, P = known_sizes(C, H * W, VEC, CHANNELS_LAST)
@@ -109,7 +111,8 @@ def backward_wavefront(
     dpools_done_ptr = logit_done_ptr + 3
     if CHANNEL:
         gate_ptr += n * C
-        dpools_ptr += n * (2 * C)
+        pools_ptr += n * (POOLS * C)
+        dpools_ptr += n * (POOLS * C)
     if SPATIAL:
         dz_ptr += n * gradient_size(P, plane, W, K, DIMS)
         z_ptr += n * P
@@ -136,7 +139,8 @@ def backward_wavefront(
             wait_for(dpools_done_ptr, 1)
         logit_gradient_tile(
             x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr,
-            dpools_ptr if SPATIAL_FIRST else None, channel_argmax_ptr if SPATIAL_FIRST else None, z_ptr, dz_ptr,
+            pools_ptr if SPATIAL_FIRST else None, dpools_ptr if SPATIAL_FIRST else None,
+            channel_argmax_ptr if SPATIAL_FIRST else None, z_ptr, dz_ptr,
             norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, tile, C, P, W, plane,
             x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, dx_stride_c, dx_stride_p,
             K, DIMS, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
@@ -170,12 +174,13 @@ def backward_wavefront(
             if publish(channel_done_ptr) == blocks - 1:
                 if fc2_weight_ptr is None:
                     mlp_gradient_tile(
-                        dq_ptr + n * C, None, fc1_weight_ptr, hidden_ptr + n * (3 * R), dpools_ptr,
+                        dq_ptr + n * C, None, pools_ptr, fc1_weight_ptr, hidden_ptr + n * ((POOLS + 1) * R), dpools_ptr,
                         0, C, C, P, R, 1, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS,
                     )  # fmt: skip
                 else:
                     mlp_gradient_tile(
-                        dh_ptr, preactivation_ptr + n * (2 * R), fc1_weight_ptr, hidden_ptr + n * (3 * R), dpools_ptr,
+                        dh_ptr, preactivation_ptr + n * (POOLS * R), pools_ptr, fc1_weight_ptr,
+                        hidden_ptr + n * ((POOLS + 1) * R), dpools_ptr,
                         0, C, C, P, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS,
                     )  # fmt: skip
                 publish(dpools_done_ptr)
@@ -187,7 +192,9 @@ def backward_wavefront(
         p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
         c_begin = (tile // pixel_tiles) * APPLY_SPLIT
         input_gradient_tile(
-            d_ptr, dx_ptr + dx_offset, s_ptr, dmaps_ptr, spatial_argmax_ptr, gate_ptr, dpools_ptr, channel_argmax_ptr,
-            p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P, d_stride_c, d_stride_p, dx_stride_c, dx_stride_p,
+            x_ptr, d_ptr, dx_ptr + dx_offset, s_ptr, dmaps_ptr, spatial_argmax_ptr,
+            gate_ptr, pools_ptr, dpools_ptr, channel_argmax_ptr,
+            p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P,
+            x_stride_c, x_stride_p, d_stride_c, d_stride_p, dx_stride_c, dx_stride_p,
             APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC, CHANNEL_POOLS, ARRANGEMENT,
         )  # fmt: skip

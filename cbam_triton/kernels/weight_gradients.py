@@ -3,13 +3,14 @@
 import triton
 import triton.language as tl
 
+from .channel_pool import pool_count, pool_slots
 from .spatial_gate import share_size
 from .tiles import rounded_product
 
 
 @triton.jit(do_not_specialize=["N", "C", "R", "SHARES"])
 def weight_gradients_kernel(
-    dq_ptr, hidden_ptr, pools_ptr,  # N C, N 3 R (dza, dzm, h), N 2 C (avg, max); None without channel attention
+    dq_ptr, hidden_ptr, pools_ptr,  # N C, N POOLS+1 R (dza, dzm, ..., h), N POOLS C; None without channel attention
     share_ptr,  # SHARES share_size, or None
     dfc1_weight_ptr, dfc1_bias_ptr, dfc2_weight_ptr, dfc2_bias_ptr,  # R C, R, C R, C; each or None
     dconv_weight_ptr, dconv_bias_ptr,  # M K^DIMS, 1; each or None
@@ -18,7 +19,7 @@ def weight_gradients_kernel(
     CHANNEL_POOLS: tl.constexpr, SPATIAL_POOLS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """dW1 = dq' h, db1 = 2 sum dq, dW0 = dza' avg + dzm' max, db0 = sum dza + dzm over samples, (dw, db) over shares.
+    """dW1 = dq' h, db1 = 2 sum dq, dW0 = sum dz' pool, db0 = sum dz over descriptors and samples, (dw, db) over shares.
 
     A program owns BLOCK_C x BLOCK_R weights of both layers; those that come after own BLOCK_C taps of the convolution.
     """
@@ -61,9 +62,7 @@ def _mlp_weights(
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, ACC: tl.constexpr,
     CHANNEL_POOLS: tl.constexpr,
 ):  # fmt: skip
-    PASSES: tl.constexpr = 2 if CHANNEL_POOLS == "avg+max" else 1
-    AVG: tl.constexpr = CHANNEL_POOLS != "max"
-    MAX: tl.constexpr = CHANNEL_POOLS != "avg"
+    POOLS = pool_slots(CHANNEL_POOLS)
     c = c_block * BLOCK_C + tl.arange(0, BLOCK_C)
     r = r_block * BLOCK_R + tl.arange(0, BLOCK_R)
     dfc1 = tl.zeros([BLOCK_R, BLOCK_C], ACC)
@@ -74,24 +73,20 @@ def _mlp_weights(
         n = n0 + tl.arange(0, BLOCK_N)
         inside_c = (n < N)[:, None] & (c < C)[None, :]
         inside_r = (n < N)[:, None] & (r < R)[None, :]
-        hidden_ptrs = hidden_ptr + (n[:, None] * (3 * R) + r[None, :])
+        hidden_ptrs = hidden_ptr + (n[:, None] * ((POOLS + 1) * R) + r[None, :])
         if dfc2_weight_ptr is not None or dfc2_bias_ptr is not None:
             dq = tl.load(dq_ptr + (n[:, None] * C + c[None, :]), mask=inside_c, other=0.0)
-            h = tl.load(hidden_ptrs + 2 * R, mask=inside_r, other=0.0)
+            h = tl.load(hidden_ptrs + POOLS * R, mask=inside_r, other=0.0)
             dfc2 += tl.sum(rounded_product(dq[:, :, None], h[:, None, :]), 0)
             dq_total += tl.sum(dq, 0)
         if dfc1_weight_ptr is not None or dfc1_bias_ptr is not None:
-            pools_ptrs = pools_ptr + (n[:, None] * (2 * C) + c[None, :])
-            if AVG:
-                avg = tl.load(pools_ptrs, mask=inside_c, other=0.0)
-                dza = tl.load(hidden_ptrs, mask=inside_r, other=0.0)
-                dfc1 += tl.sum(rounded_product(dza[:, :, None], avg[:, None, :]), 0)
-                dz_total += tl.sum(dza, 0)
-            if MAX:
-                max = tl.load(pools_ptrs + C, mask=inside_c, other=0.0)
-                dzm = tl.load(hidden_ptrs + R, mask=inside_r, other=0.0)
-                dfc1 += tl.sum(rounded_product(dzm[:, :, None], max[:, None, :]), 0)
-                dz_total += tl.sum(dzm, 0)
+            pools_ptrs = pools_ptr + (n[:, None] * (POOLS * C) + c[None, :])
+            for slot in tl.static_range(4):
+                if CHANNEL_POOLS >> slot & 1:
+                    pool = tl.load(pools_ptrs + slot * C, mask=inside_c, other=0.0)
+                    dz = tl.load(hidden_ptrs + slot * R, mask=inside_r, other=0.0)
+                    dfc1 += tl.sum(rounded_product(dz[:, :, None], pool[:, None, :]), 0)
+                    dz_total += tl.sum(dz, 0)
     inside_c = c < C
     inside_r = r < R
     if dfc1_weight_ptr is not None:
@@ -103,6 +98,5 @@ def _mlp_weights(
     if dfc1_bias_ptr is not None:
         tl.store(dfc1_bias_ptr + r, dz_total.to(dfc1_bias_ptr.dtype.element_ty), mask=inside_r & (c_block == 0))
     if dfc2_bias_ptr is not None:
-        tl.store(
-            dfc2_bias_ptr + c, (PASSES * dq_total).to(dfc2_bias_ptr.dtype.element_ty), mask=inside_c & (r_block == 0)
-        )
+        dq_total *= pool_count(CHANNEL_POOLS)
+        tl.store(dfc2_bias_ptr + c, dq_total.to(dfc2_bias_ptr.dtype.element_ty), mask=inside_c & (r_block == 0))
