@@ -62,8 +62,8 @@ def refined(
             check_mlp(x, *mlp)
     relu = activation == "relu"
     if _kernels_run(x, conv_weight) and descriptor is None:
-        if variant.arrangement == "spatial_first" and norm is not None and fixed_statistics(norm, x, x.ndim) is None:
-            # The norm parts the two: each gate by its own launches.
+        if variant.arrangement == "spatial_first" and norm is not None and not _is_batch_norm(norm, x):
+            # The norm is called between the two: each gate by its own launches.
             alone = variant._replace(arrangement="channel_first")
             x = refined(x, None, conv_weight, conv_bias, norm, variant=alone) if conv_weight is not None else x
             return refined(x, mlp, None, residual=residual, activation=activation, variant=alone)
@@ -122,6 +122,11 @@ def _run_on_planes(
     return y if y is None or x.ndim == 4 else y.view(x.shape)
 
 
+def _is_batch_norm(norm: Norm, x: Tensor) -> bool:
+    """Whether the kernels know this norm, with fixed statistics or those of the batch."""
+    return fixed_statistics(norm, x, x.ndim) is not None or normalises_by_batch(norm, x, x.ndim)
+
+
 def _as_planes(x: Tensor) -> tuple[Tensor, int]:
     """(x as N C H W, how many planes lie below one another in it)."""
     if x.ndim == 4:
@@ -168,7 +173,7 @@ def _run_kernels(
     schedule, code = current_schedule(), variant.code
     statistics = NO_NORM if norm is None else fixed_statistics(norm, x, ndim)
     by_batch = statistics is None and normalises_by_batch(norm, x, ndim)
-    needed = _gradient_needed(x, (residual, *layer))
+    needed = _gradient_needed(x, (residual, *layer)) or (by_batch and variant.arrangement == "spatial_first")
     if not needed and not ((statistics is not None or by_batch) and learns(norm)):
         if statistics is not None:
             return ops.cbam(x, *layer, *statistics, schedule, residual, relu, code, planes)

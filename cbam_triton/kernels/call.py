@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..layout import ACCESS_BYTES
+from ..reference import gate
 from ..variant import decoded
 from .config import Problem, Sizes
 from .device import facts
@@ -155,6 +156,16 @@ def places(x: Tensor, weights: Weights) -> Kept:
             spatial_argmax = torch.empty((N, H, W), dtype=_index_dtype(C), device=device)
         z = torch.empty((N, 1, H, W), dtype=acc, device=device)
     return Kept(gate, pools, channel_argmax, preactivation, pool, spatial_argmax, z)
+
+
+def spatial_gate(z: Tensor, weights: Weights) -> Tensor:
+    """The spatial gate from the logits, by the norm's statistics among the weights."""
+    assert weights.norm_mean is not None
+    assert weights.norm_var is not None
+    one = torch.ones((), dtype=z.dtype, device=z.device)
+    weight, bias = one if weights.norm_weight is None else weights.norm_weight, weights.norm_bias
+    normal = (z - weights.norm_mean) * torch.rsqrt(weights.norm_var.to(z.dtype) + weights.norm_eps) * weight
+    return gate(normal if bias is None else normal + bias, decoded(weights.variant))
 
 
 def _index_dtype(size: int) -> torch.dtype:

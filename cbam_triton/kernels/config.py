@@ -245,7 +245,7 @@ def apply_tiles(problem: Problem, sizes: Sizes) -> int:
 
 def wavefront_tiles(problem: Problem, sizes: Sizes) -> int:
     """Programs a sample in the wavefront."""
-    gate_map = pixel_tiles(problem, sizes) if problem.spatial_first and not problem.backward else 0
+    gate_map = pixel_tiles(problem, sizes) if problem.spatial_first else 0
     return _gate_tiles(problem, sizes) + gate_map + apply_tiles(problem, sizes)
 
 
@@ -259,10 +259,20 @@ def map_tiles(problem: Problem, sizes: Sizes, taps: bool = True) -> int:
     return _divide(problem.P, sizes["MAP_P"]) + (tap_chunks(problem) * problem.tap_rows if taps else 0)
 
 
-def backward_tiles(problem: Problem, sizes: Sizes, taps: bool = True, logits: bool = True) -> int:
-    """Programs a sample in the wavefront of the backward; without `logits` it begins at the convolution's output."""
-    tiles = wavefront_tiles(problem, sizes) + (map_tiles(problem, sizes, taps) if problem.K else 0)
-    return tiles if logits else tiles - spatial_tiles(problem, sizes)
+def backward_tiles(problem: Problem, sizes: Sizes, taps: bool = True, logits: bool = True, rest: bool = True) -> int:
+    """Programs a sample in the wavefront of the backward.
+
+    Without `logits` it begins at the convolution's output; without `rest`, which is for the spatial gate first, it ends
+    there.
+    """
+    tiles = 0
+    if rest:
+        tiles += apply_tiles(problem, sizes) + (map_tiles(problem, sizes, taps) if problem.K else 0)
+    if problem.K and logits:
+        tiles += spatial_tiles(problem, sizes)
+    if problem.R and (logits or not problem.spatial_first):
+        tiles += pool_tiles(problem, sizes)
+    return tiles
 
 
 def wavefront_logit_tiles(problem: Problem, sizes: Sizes) -> int:

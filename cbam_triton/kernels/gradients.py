@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from ..layout import even_strides, merged, output_like
-from ..reference import gate
 from ..variant import decoded
 from . import config as table
-from .call import Call, Gradients, Kept, Needed, Weights, launch, launch_once, plan_of
+from .call import Call, Gradients, Kept, Needed, Weights, launch, launch_once, plan_of, spatial_gate
 from .plan import Override, Plan
 from .staged_backward import (
     channel_gradient_kernel,
@@ -26,9 +25,10 @@ _TILE_N, _TILE_C, _TILE_R = 8, 32, 16  # of the kernel that adds the weights' gr
 
 _MAP_TILES = {taps: functools.partial(table.map_tiles, taps=taps) for taps in (True, False)}
 _BACKWARD_TILES = {
-    (taps, logits): functools.partial(table.backward_tiles, taps=taps, logits=logits)
+    (taps, logits, rest): functools.partial(table.backward_tiles, taps=taps, logits=logits, rest=rest)
     for taps in (True, False)
     for logits in (True, False)
+    for rest in (True, False)
 }
 
 
@@ -86,13 +86,15 @@ def backward(
     in_one = plan.schedule == "wavefront" and needed.x
     dpools = None
     if plan.problem.K and (batch_norm or not in_one):
-        if spatial_first:
-            dpools = _channel_gradient(run)
-        _logit_gradient(run, dpools)
+        if spatial_first and in_one:
+            dpools = _wavefront(run, None, rest=False)
+        else:
+            dpools = _channel_gradient(run) if spatial_first else None
+            _logit_gradient(run, dpools)
         if batch_norm or any(needed[8:]):
             dnorm = _norm_gradient(run, batch_norm)
     if in_one:
-        _wavefront(run, batch_norm)
+        _wavefront(run, dpools, logits=not batch_norm)
         if plan.problem.K and not batch_norm and any(needed[8:]):
             dnorm = _norm_gradient(run, False)
     else:
@@ -149,10 +151,7 @@ def _gate_map(call: Call) -> Tensor | None:
         return z
     if call.arrangement != "spatial_first":
         return call.empty(z.numel())
-    one = torch.ones((), dtype=z.dtype, device=z.device)
-    weight, bias = one if weights.norm_weight is None else weights.norm_weight, weights.norm_bias
-    normal = (z - weights.norm_mean) * torch.rsqrt(weights.norm_var.to(z.dtype) + weights.norm_eps) * weight
-    return gate(normal if bias is None else normal + bias, decoded(weights.variant))
+    return spatial_gate(z, weights)
 
 
 def _aligned(dy: Tensor, strides: tuple[int, int, int], plan: Plan) -> bool:
@@ -219,25 +218,27 @@ def _without_zeros(call: Call, dz: Tensor) -> Tensor:
     return dz.as_strided((call.x.shape[0], planes, plane), strides, _gradient_lead(call))
 
 
-def _wavefront(run: _Backward, given: bool) -> None:
+def _wavefront(run: _Backward, dpools: Tensor | None, logits: bool = True, rest: bool = True) -> Tensor | None:
+    """The stages up to the logits, the rest, or both; returns the gradients of the pooled channels."""
     call, kept, plan = run.call, run.call.kept, run.call.plan
     problem, (N, C, H, W) = plan.problem, run.call.x.shape
-    partial = dh = dpools = None
-    if problem.R:
+    partial = dh = None
+    if problem.R and dpools is None:
         partial, dh, dpools = _channel_scratch(run)
-    dy, dy_strides, aligned = run.d if given else (run.dy, run.dy_strides, run.dy_aligned)
-    y, dr = (None, None) if given else (call.y, run.dr)
+    dy, dy_strides, aligned = (run.dy, run.dy_strides, run.dy_aligned) if logits else run.d
+    y, dr = (call.y, run.dr) if logits else (None, None)
     launch(
         call, backward_wavefront, ("POOL", "MLP_T", "MLP_C", "SPATIAL", "MAP", "APPLY"),
-        _BACKWARD_TILES[run.share is not None, not given],
+        _BACKWARD_TILES[run.share is not None, logits, rest],
         call.x, dy, y, dr, kept.gate, kept.pools, kept.channel_argmax, kept.preactivation,
         kept.pool, kept.spatial_argmax, kept.z,
         call.weights.fc1_weight, call.weights.fc2_weight, call.weights.conv_weight, *call.weights[6:10],
-        run.dz, partial, dh, dpools, run.dmaps, run.s, run.dq, run.hidden, run.share, run.dx,
+        run.dz, partial, dh, dpools, run.dmaps, run.s, run.dq, run.hidden, run.share, run.dx if rest else None,
         call.zeros(1 + N * (4 + plan.blocks)),
         *plan.strides[:3], *dy_strides, *plan.strides[3:], N, C, H, W, call.weights.planes, problem.R, plan.lag,
-        NORM_EPS=call.weights.norm_eps, GIVEN=given, DY_ALIGNED=aligned,
+        NORM_EPS=call.weights.norm_eps, GIVEN=not logits, DY_ALIGNED=aligned,
     )  # fmt: skip
+    return dpools
 
 
 def _staged(run: _Backward, needed: Needed, given: bool, dpools: Tensor | None) -> None:

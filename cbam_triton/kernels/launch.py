@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from ..variant import decoded
 from . import config as table
-from .call import Call, Kept, Weights, accumulator, launch, places, plan_of
+from .call import Call, Kept, Weights, accumulator, launch, places, plan_of, spatial_gate
 from .plan import Override
 from .staged import (
     apply_gates_kernel,
@@ -55,7 +56,9 @@ def forward_kept(
     mean = var = None
     if y.numel() > 0:
         call = Call(x, y, weights, plan_of(x, weights, schedule, override), residual, relu, kept)
-        if batch_norm:
+        if batch_norm and call.arrangement == "spatial_first":
+            mean, var = _parted(call, schedule, override)
+        elif batch_norm:
             assert kept.z is not None
             _run(call._replace(y=None))
             var, mean = torch.var_mean(kept.z.view(1, -1), 1, correction=0)
@@ -100,19 +103,22 @@ def apply_gates(
     return y
 
 
-def _run(call: Call) -> None:
-    """All stages; without a y, those up to the logits, which are not to be had with the spatial gate first."""
+def _run(call: Call, s: Tensor | None = None) -> None:
+    """All stages; without a y, those up to the logits, which are not to be had with the spatial gate first.
+
+    Where channel attention is all there is, it may be of x * s.
+    """
     problem, kept = call.plan.problem, call.kept
     if call.plan.schedule == "wavefront":
-        _wavefront(call)
+        _wavefront(call, s)
     elif call.arrangement == "spatial_first":
         pool, s, z = _spatial_pool(call, None, backwards=False), *_gate_map(call)
         _spatial_logit(call, pool, z, s)
         _apply(call, _channel_gate(call, s, backwards=True), None, None, s, backwards=False)
     else:
-        gate = _channel_gate(call, None, backwards=False) if problem.R else None
+        gate = _channel_gate(call, s, backwards=s is not None) if problem.R else None
         if not problem.K:
-            _apply(call, gate, None, None, None, backwards=True)
+            _apply(call, gate, None, None, s, backwards=s is None)
             return
         pooled_by = None if call.arrangement == "parallel" else gate
         pool = _spatial_pool(call, pooled_by, backwards=gate is not None)
@@ -120,6 +126,25 @@ def _run(call: Call) -> None:
             _spatial_logit(call, pool, kept.z, None)
         else:
             _apply(call, gate, pool, kept.z, None, backwards=gate is None)
+
+
+def _parted(call: Call, schedule: str, override: Override | None) -> tuple[Tensor, Tensor]:
+    """Both gates, the spatial one first, parted by the mean and variance of the logits, which are returned."""
+    kept, weights = call.kept, call.weights
+    assert kept.z is not None
+    alone = decoded(weights.variant)._replace(arrangement="channel_first").code
+    spatial = _NOTHING._replace(
+        conv_weight=weights.conv_weight, conv_bias=weights.conv_bias, variant=alone, planes=weights.planes
+    )
+    plan = plan_of(call.x, spatial, schedule, override)
+    _run(Call(call.x, None, spatial, plan, kept=Kept(pool=kept.pool, spatial_argmax=kept.spatial_argmax, z=kept.z)))
+    var, mean = torch.var_mean(kept.z.view(1, -1), 1, correction=0)
+    s = spatial_gate(kept.z, weights._replace(norm_mean=mean, norm_var=var))
+    channel = Weights(*weights[:4], None, None, variant=alone)
+    plan = plan_of(call.x, channel, schedule, override)
+    kept = kept._replace(pool=None, spatial_argmax=None, z=None)
+    _run(Call(call.x, call.y, channel, plan, call.residual, call.relu, kept), s)
+    return mean, var
 
 
 def _gate_map(call: Call) -> tuple[Tensor | None, Tensor | None]:
@@ -150,10 +175,12 @@ def _channel_scratch(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     return partial, hidden, call.empty(problem.N * problem.C) if gate is None else gate
 
 
-def _wavefront(call: Call) -> None:
+def _wavefront(call: Call, s: Tensor | None) -> None:
     problem, kept = call.plan.problem, call.kept
     partial = hidden = gate = pool = None
-    s, z = _gate_map(call)
+    z = None
+    if s is None:
+        s, z = _gate_map(call)
     if problem.R:
         partial, hidden, gate = _channel_scratch(call)
     if problem.K:

@@ -77,7 +77,8 @@ def cbam_wavefront(
     norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr,  # 1 or None
     partial_ptr, hidden_ptr,  # N BLOCKS CHUNKS POOLS+1 POOL_C, N BLOCKS POOLS R; scratch
     gate_ptr,  # N C
-    pool_ptr, s_ptr,  # N padded_size M, scratch; N H W, with the spatial gate first, else None
+    pool_ptr,  # N padded_size M, scratch
+    s_ptr,  # N H W with the spatial gate first: scratch, or without spatial attention a given gate; else None
     y_ptr,  # N C H W, or None to stop at the logits
     # kept for a backward, or None: the logits N H W, or the gate if there is no norm; channel attention's N POOLS C,
     # N C, N POOLS R; spatial attention's N H W M, N H W; an argmax also without a maximum
@@ -100,7 +101,7 @@ def cbam_wavefront(
     CHANNEL: tl.constexpr = fc1_weight_ptr is not None
     SPATIAL: tl.constexpr = conv_weight_ptr is not None
     LOGITS: tl.constexpr = y_ptr is None
-    SPATIAL_FIRST: tl.constexpr = ARRANGEMENT == "spatial_first"
+    SPATIAL_FIRST: tl.constexpr = SPATIAL and ARRANGEMENT == "spatial_first"
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
     POOLS = pool_slots(CHANNEL_POOLS)
     plane = plane_of(H, W, PLANES, DIMS)
@@ -186,7 +187,7 @@ def cbam_wavefront(
     else:
         p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
         s = None
-        if SPATIAL_FIRST:
+        if s_ptr is not None:
             wait_for(gate_done_ptr, 1)
             s = tl.load(s_ptr + p, mask=p < P, other=0.0)
         elif SPATIAL:
@@ -198,7 +199,7 @@ def cbam_wavefront(
             if z_ptr is not None:
                 if tile < pixel_tiles:
                     tl.store(z_ptr + n * P + p, z if LOGITS or norm_mean_ptr is not None else s, mask=p < P)
-        if CHANNEL and (ARRANGEMENT == "parallel" or not SPATIAL):
+        if CHANNEL and (ARRANGEMENT == "parallel" or not SPATIAL) and s_ptr is None:
             wait_for(gate_done_ptr, 1)
         if not LOGITS:
             c_begin = (tile // pixel_tiles) * APPLY_SPLIT

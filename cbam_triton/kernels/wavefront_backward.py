@@ -1,4 +1,8 @@
-"""The wavefront schedule of the backward: every stage in one launch, behind one another as in the forward."""
+"""The wavefront schedule of the backward: every stage in one launch, behind one another as in the forward.
+
+A batch norm parts it. With the channel gate first, the logit gradient then has its own kernel; with the spatial gate
+first, the two stages before the norm are one wavefront and the two after it another.
+"""
 
 import triton
 import triton.language as tl
@@ -17,14 +21,20 @@ from .wavefront import work_item
 @triton.jit
 def backward_item(
     ticket, N, LAG, logit_tiles, map_tiles, channel_tiles, input_tiles,
-    LOGIT: tl.constexpr, MAP: tl.constexpr, CHANNEL: tl.constexpr, SPATIAL_FIRST: tl.constexpr,
+    LOGIT: tl.constexpr, MAP: tl.constexpr, CHANNEL: tl.constexpr, INPUT: tl.constexpr, SPATIAL_FIRST: tl.constexpr,
 ):  # fmt: skip
     """(stage, n, tile) of a ticket for the stages 0 to 3 that there are: logit, map, channel and input gradient.
 
-    With the spatial gate first they are channel, logit, map and input gradient.
+    With the spatial gate first they are channel, logit, map and input gradient: all, or the first or last two.
     """
     lag = tl.minimum(LAG, N // (LOGIT + MAP + CHANNEL))
-    if SPATIAL_FIRST:
+    if SPATIAL_FIRST and not INPUT:
+        stage, n, tile = work_item(ticket, N, 0, 0, lag, channel_tiles, 0, 0, logit_tiles)
+        return tl.minimum(stage, 1), n, tile
+    elif SPATIAL_FIRST and not LOGIT:
+        stage, n, tile = work_item(ticket, N, 0, 0, lag, map_tiles, 0, 0, input_tiles)
+        return tl.maximum(stage, 2), n, tile
+    elif SPATIAL_FIRST:
         return work_item(ticket, N, lag, 2 * lag, 3 * lag, channel_tiles, logit_tiles, map_tiles, input_tiles)
     elif LOGIT and CHANNEL:
         return work_item(ticket, N, lag, 2 * lag, 3 * lag, logit_tiles, map_tiles, channel_tiles, input_tiles)
@@ -60,7 +70,7 @@ def backward_wavefront(
     partial_ptr, dh_ptr, dpools_ptr, dmaps_ptr,  # N BLOCKS CHUNKS POOL_C, N BLOCKS R, N POOLS C, N 2 H W; scratch
     s_ptr,  # N H W: scratch with a norm, given with the spatial gate first, else z's
     dq_ptr, hidden_ptr, share_ptr,  # N C, N POOLS+1 R, N chunks share_size or None: for the weights' gradients
-    dx_ptr,  # N C H W
+    dx_ptr,  # N C H W, or None to stop at the logits
     # zeroed, 1 + N (4 + BLOCKS): ticket; of each sample: logit, map, channel gradients, dpools, chunks of each block
     counters_ptr,
     x_stride_n, x_stride_c, x_stride_p, dy_stride_n, dy_stride_c, dy_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
@@ -79,6 +89,7 @@ def backward_wavefront(
     CHANNEL: tl.constexpr = gate_ptr is not None
     SPATIAL: tl.constexpr = conv_weight_ptr is not None
     LOGIT: tl.constexpr = SPATIAL and not GIVEN
+    INPUT: tl.constexpr = dx_ptr is not None
     SPATIAL_FIRST: tl.constexpr = ARRANGEMENT == "spatial_first"
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
     POOLS = pool_slots(CHANNEL_POOLS)
@@ -99,7 +110,7 @@ def backward_wavefront(
     pixel_tiles = tl.cdiv(P, APPLY_P)
     stage, n, tile = backward_item(
         ticket, N, LAG, logit_tiles, map_tiles + tap_chunks * ROWS, blocks * chunks,
-        pixel_tiles * tl.cdiv(C, APPLY_SPLIT), LOGIT, SPATIAL, CHANNEL, SPATIAL_FIRST,
+        pixel_tiles * tl.cdiv(C, APPLY_SPLIT), LOGIT, SPATIAL, CHANNEL, INPUT, SPATIAL_FIRST,
     )  # fmt: skip
 
     n = n.to(tl.int64)
@@ -147,7 +158,7 @@ def backward_wavefront(
             CHANNEL_POOLS, HARD,
         )  # fmt: skip
         publish(logit_done_ptr)
-    elif SPATIAL and stage == (2 if SPATIAL_FIRST else 1):
+    elif SPATIAL and INPUT and stage == (2 if SPATIAL_FIRST else 1):
         if LOGIT:
             wait_for(logit_done_ptr, logit_tiles)
         if share_ptr is not None:
@@ -160,7 +171,7 @@ def backward_wavefront(
         )  # fmt: skip
         if to_maps:
             publish(map_done_ptr)
-    elif CHANNEL and stage == (0 if SPATIAL_FIRST else 2):
+    elif CHANNEL and (LOGIT or not SPATIAL_FIRST) and stage == (0 if SPATIAL_FIRST else 2):
         if SPATIAL and not SPATIAL_FIRST:
             wait_for(map_done_ptr, map_tiles)
         dh_ptr += n * (blocks * R)
@@ -184,7 +195,7 @@ def backward_wavefront(
                         0, C, C, P, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS,
                     )  # fmt: skip
                 publish(dpools_done_ptr)
-    else:
+    elif INPUT:
         if CHANNEL and not SPATIAL_FIRST:
             wait_for(dpools_done_ptr, 1)
         else:
