@@ -194,9 +194,17 @@ class Graphs:
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("spatial_norm, relu, memory_format", [(None, False, NCHW), ("batch", True, CHANNELS_LAST)])
-def test_a_compiled_graph_saves_x_and_little_else(spatial_norm, relu, memory_format, device):
-    module = CBAM(64, spatial_norm=spatial_norm, activation="relu" if relu else None).to(device)
+@pytest.mark.parametrize(
+    "options, memory_format",
+    [
+        ({"spatial_norm": None}, NCHW),
+        ({"activation": "relu"}, CHANNELS_LAST),
+        ({"arrangement": "spatial_first", "channel_pools": ("avg", "lse")}, NCHW),
+    ],
+    ids=str,
+)
+def test_a_compiled_graph_saves_x_and_little_else(options, memory_format, device):
+    module, relu = CBAM(64, **options).to(device), "activation" in options
     x, residual = (normal((1, 64, 12, 12), memory_format=memory_format, device=device, seed=seed) for seed in (0, 1))
     inputs = [tensor.requires_grad_() for tensor in ((x, residual) if relu else (x,))]
     graphs = Graphs()
