@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cbam_triton.kernels import config as table
 from cbam_triton.kernels import device as device_facts
+from cbam_triton.kernels import grid
 from cbam_triton.kernels.config import Config, Problem
 from cbam_triton.kernels.device import DeviceFacts
 
@@ -50,13 +51,13 @@ def test_a_new_batch_or_map_of_the_same_class_gets_the_same_rows(problem, N, sch
 @given(problems, st.integers(1, 200), st.integers(1 << 16, 1 << 27))
 def test_the_lag_covers_resident_programs_unless_l2_holds_less(problem, sm_count, l2_bytes):
     row = table.configs("wavefront", problem)[0]
-    tiles = table.backward_tiles if problem.backward else table.wavefront_tiles
+    tiles = grid.backward_tiles if problem.backward else grid.wavefront_tiles
     in_flight = row.programs_per_sm * sm_count / tiles(problem, row._asdict())
     sample_bytes = problem.C * problem.P * problem.itemsize * (1 + problem.backward)
     stages = (2 if problem.R and problem.K else 1) + (
         1 if problem.K and (problem.backward or problem.spatial_first) else 0
     )
-    lag = table.lag(problem, row, DeviceFacts("", sm_count, l2_bytes))
+    lag = grid.lag(problem, row, DeviceFacts("", sm_count, l2_bytes))
     assert 1 <= lag <= in_flight + 1
     alive = (stages * lag + in_flight + 1) * sample_bytes
     assert lag == 1 or alive <= l2_bytes

@@ -10,7 +10,7 @@ from cbam_triton import reference
 
 pytest.importorskip("triton")
 
-from cbam_triton.kernels import config, gradients, launch, plan
+from cbam_triton.kernels import config, gradients, grid, launch, plan
 from cbam_triton.kernels.call import Needed, plan_of
 
 from .cases import FORMATS, HALF, both_formats, both_schedules, integers, layer, normal, of_interpreted_exp
@@ -133,7 +133,7 @@ def _small_chunks(configs, schedule, problem):
 @pytest.mark.usefixtures("small_chunks")
 def test_gradients_of_several_chunks_are_as_good_as_eager(memory_format, schedule, device):
     x, dy = (normal((2, 5, 13, 11), memory_format=memory_format, device=device, seed=seed) for seed in (0, 5))
-    assert config.tap_chunks(plan_of(x, layer(5), schedule).problem) == 2
+    assert grid.tap_chunks(plan_of(x, layer(5), schedule).problem) == 2
     assert plan_of(x, layer(5), schedule, backward=True).partials > 0
     check(x, dy, layer(5, device=device), schedule)
 

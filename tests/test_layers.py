@@ -17,7 +17,7 @@ STOREYS = [
     {"checkpoints", "functional"},
     {"dispatch"},
     {"ops"},
-    {"kernels"},
+    {"kernels", "second_order"},
     {"arguments", "blocks", "layout", "reference", "settings"},
     {"checkpoint_formats", "norms", "terms", "variant"},
 ]

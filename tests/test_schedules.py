@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cbam_triton.kernels import config as table
+from cbam_triton.kernels import grid
 from cbam_triton.kernels.config import Config, Problem
 
 pytest.importorskip("triton")
@@ -114,14 +114,14 @@ def test_the_wavefront_has_done_what_the_lag_says_when_it_is_stopped(R, K, lag, 
     x, weights = normal((N, 8, 4, 4), device=device), layer(8, R, K, device=device)
     override = Override(plan_of(x, weights, "wavefront").rows[0], lag)
     problem, sizes = plan_of(x, weights, "wavefront", override).problem, override.row._asdict()
-    counts = (table.pool_tiles(problem, sizes) if R else 0, table.spatial_tiles(problem, sizes) if K else 0)
-    last = table.apply_tiles(problem, sizes)
+    counts = (grid.pool_tiles(problem, sizes) if R else 0, grid.spatial_tiles(problem, sizes) if K else 0)
+    last = grid.apply_tiles(problem, sizes)
     lags = (0, lag, lag, 2 * lag) if R and K else (0, 0, 0, lag)
     tiles = (*counts, 0, last) if R and K else (sum(counts), 0, 0, last)
     order = enumerated(N, lags, tiles)
     # Programs a sample: as few as finish the first one.
     each = (len(order) - order[::-1].index((3, 0)) + N - 1) // N
-    monkeypatch.setattr(table, "wavefront_tiles", lambda *_: each)
+    monkeypatch.setattr(grid, "wavefront_tiles", lambda *_: each)
     begun = order[: N * each]
     assert len(begun) < len(order)
     y = launch.forward(x, weights, "wavefront", override)
@@ -143,7 +143,7 @@ GRIDS = list(itertools.product((1, 31, 64), (1, 49, 100, 784), (1, 32), (1, 16, 
 
 def on_host(C, P, BLOCK_C, BLOCK_P, SPLIT):
     row = Config(*(1 for _ in Config._fields))._replace(POOL_C=BLOCK_C, POOL_P=BLOCK_P, POOL_SPLIT=SPLIT)
-    return table.pool_grid(Problem(1, C, P, 1, 0, 4, 1, True), row)
+    return grid.pool_grid(Problem(1, C, P, 1, 0, 4, 1, True), row)
 
 
 def test_host_and_device_cut_the_channel_pool_alike_and_miss_no_pixel(device):

@@ -1,4 +1,4 @@
-"""Launch configuration: tile sizes, warps, the lag of the wavefront, and which schedule runs. Sizes come in classes.
+"""Launch configuration: tile sizes, warps, and which schedule runs. Sizes come in classes.
 
 A tile spans one or two 128-byte lines along the axis with unit stride, so that a line is read by one program at a time,
 and a thread has a few 16-byte accesses in flight. The tiles of every stage move about the same number of bytes: in the
@@ -132,7 +132,6 @@ _TABLES: dict[tuple[str, bool, bool], tuple[_Shape, ...]] = {
 
 _WEIGHTS = 16  # of the MLP that a thread holds at once
 _STAGE_TILE = 1 << 15  # elements that a program of any other stage reads at most
-TAP_SPLIT = 1 << 12  # pixels over which a program correlates a row of taps, in whole MAP_P
 
 
 def configs(schedule: str, problem: Problem) -> tuple[Config, ...]:
@@ -207,103 +206,6 @@ def registers(problem: Problem, schedule: str, training: bool) -> int:
     return (168 if training else 128) if _power(problem.C) >= 512 else 0
 
 
-def pool_grid(problem: Problem, sizes: Config) -> tuple[int, int]:
-    """(blocks, chunks) of the channel pool of one sample: what `channel_pool.pool_grid` computes on the device."""
-    return _pool_grid(problem, sizes.POOL_C, sizes.POOL_P, sizes.POOL_SPLIT)
-
-
-def _pool_grid(problem: Problem, block_c: int, block_p: int, split: int) -> tuple[int, int]:
-    chunk = _divide(_divide(problem.P, _divide(problem.P, split)), block_p) * block_p
-    return _divide(problem.C, block_c), _divide(problem.P, chunk)
-
-
-def pool_tiles(problem: Problem, sizes: Sizes) -> int:
-    """Programs a sample in the channel pool; whole blocks of whole chunks."""
-    blocks, chunks = _pool_grid(problem, sizes["POOL_C"], sizes["POOL_P"], sizes["POOL_SPLIT"])
-    return blocks * chunks
-
-
-def mlp_tiles(problem: Problem, sizes: Sizes) -> int:
-    """Programs a sample in the channel MLP of the staged schedule."""
-    return _divide(problem.C, sizes["MLP_SPLIT"])
-
-
-def spatial_tiles(problem: Problem, sizes: Sizes) -> int:
-    """Programs a sample in the spatial pool."""
-    return _divide(problem.P, sizes["SPATIAL_P"])
-
-
-def pixel_tiles(problem: Problem, sizes: Sizes) -> int:
-    """Programs a sample where the last stage stops at the logits."""
-    return _divide(problem.P, sizes["APPLY_P"])
-
-
-def apply_tiles(problem: Problem, sizes: Sizes) -> int:
-    """Programs a sample in the last stage."""
-    return pixel_tiles(problem, sizes) * _divide(problem.C, sizes["APPLY_SPLIT"])
-
-
-def wavefront_tiles(problem: Problem, sizes: Sizes) -> int:
-    """Programs a sample in the wavefront."""
-    gate_map = pixel_tiles(problem, sizes) if problem.spatial_first else 0
-    return _gate_tiles(problem, sizes) + gate_map + apply_tiles(problem, sizes)
-
-
-def tap_chunks(problem: Problem) -> int:
-    """Shares a sample in the gradient of the convolution's weight."""
-    return _divide(problem.P, TAP_SPLIT)
-
-
-def map_tiles(problem: Problem, sizes: Sizes, taps: bool = True) -> int:
-    """Programs a sample that go back through the convolution: to the maps, with `taps` to its weight too."""
-    return _divide(problem.P, sizes["MAP_P"]) + (tap_chunks(problem) * problem.tap_rows if taps else 0)
-
-
-def backward_tiles(problem: Problem, sizes: Sizes, taps: bool = True, logits: bool = True, rest: bool = True) -> int:
-    """Programs a sample in the wavefront of the backward.
-
-    Without `logits` it begins at the convolution's output; without `rest`, which is for the spatial gate first, it ends
-    there.
-    """
-    tiles = 0
-    if rest:
-        tiles += apply_tiles(problem, sizes) + (map_tiles(problem, sizes, taps) if problem.K else 0)
-    if problem.K and logits:
-        tiles += spatial_tiles(problem, sizes)
-    if problem.R and (logits or not problem.spatial_first):
-        tiles += pool_tiles(problem, sizes)
-    return tiles
-
-
-def wavefront_logit_tiles(problem: Problem, sizes: Sizes) -> int:
-    """Programs a sample in the wavefront that stops at the logits."""
-    return _gate_tiles(problem, sizes) + pixel_tiles(problem, sizes)
-
-
-def _gate_tiles(problem: Problem, sizes: Sizes) -> int:
-    pool = pool_tiles(problem, sizes) if problem.R else 0
-    return pool + (spatial_tiles(problem, sizes) if problem.K else 0)
-
-
-def lag(problem: Problem, config: Config, device: DeviceFacts) -> int:
-    """Samples between one stage of the wavefront and the next.
-
-    Enough that a tile's inputs were handed out before anything now resident, so that waits are rare; but no more than
-    L2 holds: a sample lives from its first read to its last, `stages` lags and the programs in between. In a backward
-    a sample is x and its gradient, and there is a stage more if there is a convolution.
-    """
-    resident = config.programs_per_sm * device.sm_count
-    tiles = (backward_tiles if problem.backward else wavefront_tiles)(problem, config._asdict())
-    in_flight = resident / tiles
-    stages = (2 if problem.R and problem.K else 1) + (
-        1 if problem.K and (problem.backward or problem.spatial_first) else 0
-    )
-    wanted = int(in_flight) + 1
-    sample_bytes = problem.C * problem.P * problem.itemsize * (2 if problem.backward else 1)
-    held = int((L2_SHARE * device.l2_bytes / sample_bytes - in_flight - 1) / stages)
-    return max(1, min(wanted, held))
-
-
 def choose_schedule(problem: Problem, device: DeviceFacts) -> tuple[str, str]:
     """(schedule, reason) that "auto" takes for a problem on a device."""
     x_bytes = problem.N * problem.C * problem.P * problem.itemsize * (2 if problem.backward else 1)
@@ -313,10 +215,6 @@ def choose_schedule(problem: Problem, device: DeviceFacts) -> tuple[str, str]:
     if problem.R * problem.C >= 1 << 17 and 2 * x_bytes < L2_SHARE * device.l2_bytes:
         return "staged", "x fits in L2 and the MLP is large: spread over many programs it is faster than in one"
     return "wavefront", "samples in flight fit in L2: x is read from DRAM once"
-
-
-def _divide(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 def _power(n: int) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..layout import even_strides, merged, output_like
 from ..variant import decoded
-from . import config as table
+from . import grid
 from .call import Call, Gradients, Kept, Needed, Weights, launch, launch_once, plan_of, spatial_gate
 from .plan import Override, Plan
 from .staged_backward import (
@@ -23,9 +23,9 @@ from .weight_gradients import weight_gradients_kernel
 
 _TILE_N, _TILE_C, _TILE_R = 8, 32, 16  # of the kernel that adds the weights' gradients
 
-_MAP_TILES = {taps: functools.partial(table.map_tiles, taps=taps) for taps in (True, False)}
+_MAP_TILES = {taps: functools.partial(grid.map_tiles, taps=taps) for taps in (True, False)}
 _BACKWARD_TILES = {
-    (taps, logits, rest): functools.partial(table.backward_tiles, taps=taps, logits=logits, rest=rest)
+    (taps, logits, rest): functools.partial(grid.backward_tiles, taps=taps, logits=logits, rest=rest)
     for taps in (True, False)
     for logits in (True, False)
     for rest in (True, False)
@@ -136,7 +136,7 @@ def _prepared(call: Call, dy: Tensor, needed: Needed) -> _Backward:
         dmaps = call.empty(N * 2 * H * W)
         dz = call.empty(N * _gradient_size(call))
         if needed.conv:
-            share = call.empty(N * table.tap_chunks(problem) * _share_size(call))
+            share = call.empty(N * grid.tap_chunks(problem) * _share_size(call))
     if problem.R:
         dq, hidden = call.empty(N * C), call.empty(N * (plan.pools + 1) * problem.R)
     aligned = _aligned(dy, strides, plan)
@@ -183,7 +183,7 @@ def _logit_gradient(run: _Backward, dpools: Tensor | None) -> None:
     call = run.call
     pools, argmax = (None, None) if dpools is None else (call.kept.pools, call.kept.channel_argmax)
     launch(
-        call, logit_gradient_kernel, ("SPATIAL",), table.spatial_tiles,
+        call, logit_gradient_kernel, ("SPATIAL",), grid.spatial_tiles,
         call.x, run.dy, call.y, run.dr, call.kept.gate, pools, dpools, argmax, call.kept.z, run.dz, *call.weights[6:10],
         *call.plan.strides[:3], *run.dy_strides, *call.plan.strides[3:], *call.x.shape, call.weights.planes,
         NORM_EPS=call.weights.norm_eps, DY_ALIGNED=run.dy_aligned, BACKWARDS=dpools is not None,
@@ -257,7 +257,7 @@ def _staged(run: _Backward, needed: Needed, given: bool, dpools: Tensor | None) 
         dpools = _channel_gradient(run)
     if needed.x:
         launch(
-            call, input_gradient_kernel, ("APPLY",), table.apply_tiles,
+            call, input_gradient_kernel, ("APPLY",), grid.apply_tiles,
             call.x, d, run.dx, run.s, run.dmaps, kept.spatial_argmax,
             kept.gate, kept.pools, dpools, kept.channel_argmax,
             *call.plan.strides[:3], *d_strides, *call.plan.strides[3:], N, C, problem.P,
@@ -273,14 +273,14 @@ def _channel_gradient(run: _Backward) -> Tensor:
     d, d_strides, aligned = run.d
     partial, dh, dpools = _channel_scratch(run)
     launch(
-        call, channel_gradient_kernel, ("POOL",), table.pool_tiles,
+        call, channel_gradient_kernel, ("POOL",), grid.pool_tiles,
         call.x, d, run.s, None if first else run.dmaps, kept.spatial_argmax, kept.gate, weights.fc2_weight,
         partial, call.zeros(N * plan.blocks), run.dq, dh,
         *plan.strides[:3], *d_strides, N, C, P, R, plan.blocks, D_ALIGNED=aligned, BACKWARDS=not first,
     )  # fmt: skip
     shares, blocks = (run.dq, 1) if weights.fc2_weight is None else (dh, plan.blocks)
     launch(
-        call, mlp_gradient_kernel, ("MLP",), table.mlp_tiles,
+        call, mlp_gradient_kernel, ("MLP",), grid.mlp_tiles,
         shares, kept.preactivation, kept.pools, weights.fc1_weight, run.hidden, dpools, N, C, P, R, blocks,
     )  # fmt: skip
     return dpools
@@ -311,7 +311,7 @@ def _weight_gradients(run: _Backward, needed: Needed) -> list[Tensor | None]:
     tiles = (-(-C // _TILE_C) * -(-problem.R // _TILE_R) if mlp else 0) + (
         -(-(call.weights.conv_weight.numel() + 1) // _TILE_C) if conv else 0  # pyright: ignore[reportOptionalMemberAccess]
     )
-    shares = N * table.tap_chunks(problem) if conv else 0
+    shares = N * grid.tap_chunks(problem) if conv else 0
     launch_once(
         call, weight_gradients_kernel, tiles,
         run.dq if mlp else None, run.hidden if mlp else None, call.kept.pools if mlp else None,

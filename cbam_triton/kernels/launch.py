@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..variant import decoded
-from . import config as table
+from . import grid
 from .call import Call, Kept, Weights, accumulator, launch, places, plan_of, spatial_gate
 from .plan import Override
 from .staged import (
@@ -187,7 +187,7 @@ def _wavefront(call: Call, s: Tensor | None) -> None:
         pool = _pool_map(call)
     launch(
         call, cbam_wavefront, ("POOL", "MLP_T", "MLP_C", "SPATIAL", "APPLY"),
-        table.wavefront_logit_tiles if call.y is None else table.wavefront_tiles,
+        grid.wavefront_logit_tiles if call.y is None else grid.wavefront_tiles,
         call.x, call.residual, *call.weights[:10], partial, hidden, gate, pool, s, call.y,
         z, kept.pools, kept.channel_argmax, kept.preactivation, kept.pool, kept.spatial_argmax,
         call.zeros(1 + problem.N * (4 + call.plan.blocks)),
@@ -202,12 +202,12 @@ def _channel_gate(call: Call, s: Tensor | None, backwards: bool) -> Tensor:
     N, C, R = problem.N, problem.C, problem.R
     partial, hidden, gate = _channel_scratch(call)
     launch(
-        call, channel_pool_kernel, ("POOL",), table.pool_tiles,
+        call, channel_pool_kernel, ("POOL",), grid.pool_tiles,
         call.x, s, weights.fc1_weight, partial, hidden, kept.pools, kept.channel_argmax, call.zeros(N * blocks),
         *call.plan.strides[:3], N, C, problem.P, R, blocks, BACKWARDS=backwards,
     )  # fmt: skip
     launch(
-        call, channel_mlp_kernel, ("MLP",), table.mlp_tiles,
+        call, channel_mlp_kernel, ("MLP",), grid.mlp_tiles,
         hidden, weights.fc1_bias, weights.fc2_weight, weights.fc2_bias, gate, kept.preactivation, N, C, R, blocks,
     )  # fmt: skip
     return gate
@@ -217,7 +217,7 @@ def _spatial_pool(call: Call, gate: Tensor | None, backwards: bool) -> Tensor:
     """The pooled maps of x, or of x * gate."""
     pool = _pool_map(call)
     launch(
-        call, spatial_pool_kernel, ("SPATIAL",), table.spatial_tiles,
+        call, spatial_pool_kernel, ("SPATIAL",), grid.spatial_tiles,
         call.x, gate, pool, call.kept.pool, call.kept.spatial_argmax,
         *call.plan.strides[:3], *call.x.shape, call.weights.planes, BACKWARDS=backwards,
     )  # fmt: skip
@@ -228,7 +228,7 @@ def _spatial_logit(call: Call, pool: Tensor, z: Tensor | None, s: Tensor | None)
     N, _, H, W = call.x.shape
     weights = call.weights
     launch(
-        call, spatial_logit_kernel, ("APPLY_P",), table.pixel_tiles,
+        call, spatial_logit_kernel, ("APPLY_P",), grid.pixel_tiles,
         pool, weights.conv_weight, weights.conv_bias, *weights[6:10], z, s, N, H, W, weights.planes,
         NORM_EPS=weights.norm_eps,
     )  # fmt: skip
@@ -239,7 +239,7 @@ def _apply(
 ) -> None:
     weights = call.weights
     launch(
-        call, apply_gates_kernel, ("APPLY",), table.apply_tiles,
+        call, apply_gates_kernel, ("APPLY",), grid.apply_tiles,
         call.x, call.residual, gate, pool, z, s, call.y, weights.conv_weight, weights.conv_bias, *weights[6:10],
         *call.plan.strides, *call.x.shape, weights.planes,
         NORM_EPS=weights.norm_eps, RELU=call.relu, BACKWARDS=backwards,

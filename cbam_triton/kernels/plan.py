@@ -13,6 +13,7 @@ import triton.language as tl
 from ..layout import access_width, output_like, pixel_strides, sample_span
 from ..variant import Variant, decoded
 from . import config as table
+from . import grid
 from .config import Config, Problem, Sizes
 from .device import DeviceFacts, interpreted, is_nvidia
 from .tiles import AVERAGE, HALF, LOGSUMEXP, MAXIMUM, NORM
@@ -62,8 +63,8 @@ class Plan:
             constants["maxnreg"] = limit
         row, *others = self.rows
         if others:
-            grid = lambda sizes: (self.problem.N * tiles(self.problem, sizes),)  # noqa: E731
-            return _tuned(kernel, self.rows, stages)[grid], constants
+            programs = lambda sizes: (self.problem.N * tiles(self.problem, sizes),)  # noqa: E731
+            return _tuned(kernel, self.rows, stages)[programs], constants
         sizes = row.constants(*stages)
         constants |= {**sizes, "num_warps": row.num_warps}
         return kernel[(self.problem.N * tiles(self.problem, sizes),)], constants
@@ -118,10 +119,10 @@ def plan(
         schedule, _ = table.choose_schedule(problem, device)
     if override is None:
         rows = table.configs(schedule, problem)
-        rows, lag = rows if AUTOTUNE else rows[:1], table.lag(problem, rows[0], device)
+        rows, lag = rows if AUTOTUNE else rows[:1], grid.lag(problem, rows[0], device)
     else:
         rows, lag = (override.row,), override.lag
-    grids = [table.pool_grid(problem, row) for row in rows]
+    grids = [grid.pool_grid(problem, row) for row in rows]
     span = max(sample_span(C, H * W, x_strides), sample_span(C, H * W, y_strides))
     return Plan(
         problem,
@@ -146,7 +147,7 @@ def plan(
             "HARD": form.gate == "hard_sigmoid",
             "BLOCK_K": triton.next_power_of_2(max(1, K)),
             "BLOCK_R": triton.next_power_of_2(max(1, R)),
-            "TAP_SPLIT": table.TAP_SPLIT,
+            "TAP_SPLIT": grid.TAP_SPLIT,
         },
     )
 

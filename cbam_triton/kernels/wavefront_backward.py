@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .apply_gates import logit_gradient_tile
-from .channel_mlp import channel_gradient_tile, mlp_gradient_tile
+from .channel_gradient import channel_gradient_tile, mlp_gradient_tile
 from .channel_pool import pool_grid, pool_slots
 from .input_gradient import input_gradient_tile
 from .maps import gradient_size, plane_of
