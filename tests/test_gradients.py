@@ -117,7 +117,7 @@ def test_gradients_of_every_size_are_as_good_as_eager(size, memory_format, sched
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Pixels are worked on in many chunks, by what a channel and a row of taps are summed from."""
-    monkeypatch.setattr(config, "TAP_SPLIT", 128)
+    monkeypatch.setattr(grid, "TAP_SPLIT", 128)
     monkeypatch.setattr(config, "configs", functools.partial(_small_chunks, config.configs))
     plan.plan.cache_clear()
     yield
