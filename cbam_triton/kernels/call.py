@@ -131,6 +131,11 @@ class Call(NamedTuple):
         """Counters."""
         return torch.zeros(size, dtype=torch.int32, device=self.x.device)
 
+    def chunk_counters(self) -> Tensor:
+        """Those of the blocks of channels that are pooled in chunks; nobody reads or writes them if none is."""
+        size = self.plan.problem.N * self.plan.blocks
+        return self.zeros(size) if self.plan.partials else torch.empty(size, dtype=torch.int32, device=self.x.device)
+
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype that sums, gates and maps are kept in."""

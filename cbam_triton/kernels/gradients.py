@@ -275,7 +275,7 @@ def _channel_gradient(run: _Backward) -> Tensor:
     launch(
         call, channel_gradient_kernel, ("POOL",), grid.pool_tiles,
         call.x, d, run.s, None if first else run.dmaps, kept.spatial_argmax, kept.gate, weights.fc2_weight,
-        partial, call.zeros(N * plan.blocks), run.dq, dh,
+        partial, call.chunk_counters(), run.dq, dh,
         *plan.strides[:3], *d_strides, N, C, P, R, plan.blocks, D_ALIGNED=aligned, BACKWARDS=not first,
     )  # fmt: skip
     shares, blocks = (run.dq, 1) if weights.fc2_weight is None else (dh, plan.blocks)

@@ -29,7 +29,7 @@ def channel_pool_kernel(
     fc1_weight_ptr,  # R C
     partial_ptr, hidden_ptr,  # N blocks CHUNKS POOLS+1 POOL_C, scratch; N BLOCKS POOLS R, zeroed if BLOCKS > blocks
     pools_ptr, argmax_ptr,  # N POOLS C, N C, kept for a backward, or None
-    counters_ptr,  # N blocks, zeroed
+    counters_ptr,  # N blocks, zeroed if there are chunks
     x_stride_n, x_stride_c, x_stride_p,
     N, C, P, R, BLOCKS,
     VEC: tl.constexpr, CHANNELS_LAST: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,

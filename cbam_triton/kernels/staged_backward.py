@@ -93,7 +93,7 @@ def map_gradient_kernel(
 def channel_gradient_kernel(
     x_ptr, d_ptr, s_ptr, dmaps_ptr, argmax_ptr,  # N C P twice; N P, N 2 P, N P, None without spatial attention
     gate_ptr, fc2_weight_ptr,  # N C; C R
-    partial_ptr, counters_ptr,  # N blocks CHUNKS POOL_C, scratch; N blocks, zeroed
+    partial_ptr, counters_ptr,  # N blocks CHUNKS POOL_C, scratch; N blocks, zeroed if there are chunks
     dq_ptr, dh_ptr,  # N C; N BLOCKS R, zeroed if BLOCKS > blocks
     x_stride_n, x_stride_c, x_stride_p, d_stride_n, d_stride_c, d_stride_p,
     N, C, P, R, BLOCKS,
