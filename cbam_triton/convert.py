@@ -1,25 +1,20 @@
 """CBAM in a model that others wrote, run by the kernels in place: `convert_cbam`, undone by `restore_cbam`.
 
-A converted module keeps its class, children, parameters and keys; only its `forward` becomes an attribute of its own,
-bound to it by `functools.partial`, so that copies and pickles run on their own parameters.
+A converted module keeps its class, children, parameters and keys; only its `forward` becomes an attribute of its own.
 """
 
 import functools
-import re
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-from torch import Tensor, fx, jit, nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch import jit, nn
 
-from .dispatch import refined
-from .nn import weights_of
-from .recognise import OnlyGate, Path, Plan, Unlike, is_norm, recognised
-
-fx.wrap("refined")  # one node of a torch.fx graph: its checks are not for placeholders
-
-_MOST_LAYERS = 5  # with parameters: a CBAM has two to four
-_PART = re.compile("att|cbam|channel|gate|spatial", re.IGNORECASE)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+from .forwards import is_replaced, replace_forward, restore_forward
+from .likeness import MOST_LAYERS, is_container, layers_in, likeness
+from .pairs import gates_in, is_gate, paired
+from .planned import described, run_plan
+from .recognise import OnlyGate, Plan, Unlike, check_untouched, is_squeeze, recognised
+from .rewritten import run_program, runs_program
 
 
 class Found(NamedTuple):
@@ -50,9 +45,11 @@ class ConversionReport(NamedTuple):
 def convert_cbam(model: nn.Module) -> ConversionReport:
     """Makes every CBAM in the model, of whatever published form, run by `cbam_triton`, in place.
 
-    A CBAM is known by what its forward computes: it is traced on placeholders, nothing is run. Parameters, keys,
-    optimizers, modes and hooks of the module stay what they are. What is nearly a CBAM is left alone and reported with
-    the reason; so is one with hooks on its children, which would not run any more.
+    A CBAM is known by what its forward computes: it is traced on placeholders, nothing is run. Where a module
+    multiplies by gates that children return, these steps of its forward are replaced, and what it reads of the module
+    besides parameters, buffers and children is fixed. Parameters, keys, optimizers, modes and hooks of the module stay
+    what they are. What is nearly a CBAM is left alone and reported with the reason; so is one with hooks on children
+    that would not run any more.
 
     Raises: TypeError for anything but a module.
     """
@@ -66,9 +63,9 @@ def convert_cbam(model: nn.Module) -> ConversionReport:
 
 def restore_cbam(model: nn.Module) -> int:
     """Gives every converted module in the model its own forward back, and returns how many there were."""
-    converted = [module for module in model.modules() if _is_converted(module)]
+    converted = [module for module in model.modules() if is_replaced(module)]
     for module in converted:
-        del module.forward
+        restore_forward(module)
     return len(converted)
 
 
@@ -79,29 +76,30 @@ def _visit(module: nn.Module, name: str, groups: dict[str, list[Found]], seen: s
     seen.add(id(module))
     kind = module.original_name if isinstance(module, jit.ScriptModule) else type(module).__name__
     row = functools.partial(Found, name, kind)
-    if _is_converted(module):
-        groups["already"].append(row("converted before"))
-        return True
     if type(module).__module__.split(".")[0] == __package__:
         groups["already"].append(row("of cbam_triton"))
         return True
     children = {f"{name}.{key}" if name else key: child for key, child in module.named_children()}
-    layers = _layers(module)
-    # A wrapper has the layers of what it wraps, and is not to be taken for it.
-    wrapped = next((key for key, child in children.items() if len(_layers(child)) == len(layers)), None)
-    if 1 <= len(layers) <= _MOST_LAYERS and wrapped is not None and _visit(children[wrapped], wrapped, groups, seen):
+    if is_replaced(module):
+        groups["already"].append(row("converted before"))
+        return _visit_others(module, children, groups, seen) if runs_program(module) else True
+    layers = layers_in(module)
+    wrapped = _wrapped(children, len(layers))
+    if wrapped is not None and _visit(children[wrapped], wrapped, groups, seen):
         return True
-    likeness = _likeness(module, kind, name, layers)
+    like = None if is_container(module) else likeness(kind, name, layers)
     reason = None
-    if likeness:
+    if like:
         try:
-            plan = _checked_plan(module, likeness)
+            plan = _checked_plan(module, like)
         except Unlike as unlike:
-            reason = unlike if likeness != "part" or isinstance(unlike, OnlyGate) else None
+            reason = unlike if like != "part" or isinstance(unlike, OnlyGate) else None
         else:
-            module.forward = functools.partial(_forward, module, plan)
-            groups["converted"].append(row(_described(module, plan)))
+            replace_forward(module, run_plan, plan)
+            groups["converted"].append(row(described(module, plan)))
             return True
+    if not isinstance(reason, OnlyGate) and _found_pairs(module, row, reason, groups):
+        return _visit_others(module, children, groups, seen)
     inner = groups if reason is None else {group: [] for group in groups}
     found = sum(_visit(child, key, inner, seen) for key, child in children.items()) > 0
     if reason is None:
@@ -112,87 +110,44 @@ def _visit(module: nn.Module, name: str, groups: dict[str, list[Found]], seen: s
     return True
 
 
-def _forward(module: nn.Module, plan: Plan, x: Tensor) -> Tensor:
-    """The converted module of x; switches, weights and the norm's mode are read at each call."""
-    mlp: Any = []
-    for path in plan.mlp:
-        weight, bias = weights_of(_at(module, path))
-        mlp += [weight.flatten(1), bias]  # a 1x1 convolution's as a matrix
-    mlp = (*mlp, None, None)[:4] if mlp else None
-    conv, conv_bias = (None, None) if plan.conv is None else weights_of(_at(module, plan.conv))
-    norm = None if plan.norm is None else _at(module, plan.norm)
-    return refined(x, mlp, conv, conv_bias, norm, x if plan.add_input else None, None, plan.variant)
+def _wrapped(children: dict[str, nn.Module], layers: int) -> str | None:
+    """The child that has all these layers, unless it is a gate: the wrapper is not to be taken for it."""
+    found = next((key for key, child in children.items() if len(layers_in(child)) == layers), None)
+    return None if found is None or not 1 <= layers <= MOST_LAYERS or is_gate(children[found]) else found
 
 
-def _at(module: nn.Module, path: Path) -> Any:
-    found: Any = module
-    for name in path:
-        found = found._modules[name]
-    return found
+def _found_pairs(
+    module: nn.Module, row: Callable[[str], Found], reason: Unlike | None, groups: dict[str, list[Found]]
+) -> bool:
+    """Converts the products of gates in the module's own forward, or reports why not; whether there are any."""
+    gates = gates_in(module)
+    try:
+        found = paired(module, gates) if gates else None
+    except Unlike as unlike:
+        if reason is None:
+            groups["skipped"].append(row(str(unlike)))
+        return reason is None
+    if found is None:
+        return False
+    program, note = found
+    replace_forward(module, run_program, program)
+    groups["converted"].append(row(note if reason is None else f"{note}; not the rest: {reason}"))
+    return True
 
 
-def _is_converted(module: nn.Module) -> bool:
-    own = module.__dict__.get("forward")
-    return isinstance(own, functools.partial) and own.func is _forward
+def _visit_others(
+    module: nn.Module, children: dict[str, nn.Module], groups: dict[str, list[Found]], seen: set[int]
+) -> bool:
+    """Visits what is in a block besides the gates that the block itself was reported for."""
+    seen.update(map(id, gates_in(module).values()))
+    for key, child in children.items():
+        _visit(child, key, groups, seen)
+    return True
 
 
-def _checked_plan(module: nn.Module, likeness: str) -> Plan:
-    if isinstance(module, jit.ScriptModule):
-        raise Unlike("it is compiled by TorchScript: convert the model before torch.jit.script")
-    for name, part in module.named_modules():
-        if "forward" in part.__dict__:
-            raise Unlike(f"the forward of {name or 'this module'} is replaced by another one")
-        if part is not module and not is_norm(part) and any(getattr(part, hooks) for hooks in _HOOKS):
-            raise Unlike(f"its child {name} has hooks, which would no longer run: remove them first")
+def _checked_plan(module: nn.Module, like: str) -> Plan:
+    check_untouched(module)
     plan = recognised(module)
-    if likeness == "part" and plan.conv is None and "max" not in plan.variant.channel_pools:
+    if like == "part" and is_squeeze(plan):
         raise Unlike("it is a squeeze-and-excitation layer")
     return plan
-
-
-def _likeness(module: nn.Module, kind: str, name: str, layers: list[nn.Module]) -> str | None:
-    """How far its layers with parameters are those of a CBAM: "whole", "part", "named" after it, or None."""
-    if not 1 <= len(layers) <= _MOST_LAYERS:
-        return None
-    if "cbam" in kind.lower():
-        return "named"
-    spatial = [layer for layer in layers if _gathers_maps(layer)]
-    others = [layer for layer in layers if not (_gathers_maps(layer) or is_norm(layer))]
-    if len(spatial) > 1 or any(not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) for layer in others):
-        return None
-    if spatial and 1 <= len(others) <= 2:
-        return "whole"
-    is_part = (spatial and not others) or len(others) == 2
-    return "part" if is_part and _PART.search(f"{kind} {name.rpartition('.')[2]}") else None
-
-
-def _gathers_maps(layer: Any) -> bool:
-    """Whether this could be the convolution of the pooled maps."""
-    convolution = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    return convolution and layer.out_channels == 1 and layer.in_channels <= 2 and layer.kernel_size[0] > 1
-
-
-def _layers(module: nn.Module) -> list[nn.Module]:
-    """The modules with parameters or buffers of their own in it, itself among them; a few more than enough."""
-    own = (*module._parameters.values(), *module._buffers.values())
-    found = [module] if any(tensor is not None for tensor in own) or is_parametrized(module) else []
-    for key, child in module.named_children():
-        if key != "parametrizations" and len(found) <= _MOST_LAYERS:
-            found += _layers(child)
-    return found
-
-
-def _described(module: nn.Module, plan: Plan) -> str:
-    words = []
-    if plan.mlp:
-        shape = weights_of(_at(module, plan.mlp[0]))[0].shape
-        hidden = f", R {shape[0]}" if len(plan.mlp) == 2 else ""
-        words.append(f"channel gate of {'+'.join(plan.variant.channel_pools)}, C {shape[1]}{hidden}")
-    if plan.conv:
-        shape = weights_of(_at(module, plan.conv))[0].shape
-        norm = f", {type(_at(module, plan.norm)).__name__}" if plan.norm else ""
-        words.append(f"spatial gate of {'+'.join(plan.variant.spatial_pools)}, K {shape[-1]}{norm}")
-    if plan.variant.arrangement != "channel_first":
-        words.append(plan.variant.arrangement)
-    words += ["light"] * plan.variant.light + [plan.variant.gate] * (plan.variant.gate != "sigmoid")
-    return "; ".join(words) + " + x" * plan.add_input

@@ -32,6 +32,8 @@ def fixed_statistics(norm: Norm, x: Tensor, ndim: int) -> tuple[Any, ...] | None
     if not isinstance(norm, _BatchNorm) or plain_type(norm) not in (_BATCH_NORMS[ndim], nn.SyncBatchNorm):
         return None
     own, buffers = norm._parameters, norm._buffers  # a fifth of the time of norm.weight and the rest
+    if "weight" not in own:  # the replicas of nn.DataParallel have plain attributes instead
+        own = vars(norm)
     mean = buffers["running_mean"]
     if norm.training or mean is None or norm._forward_hooks or norm._forward_pre_hooks:
         return None
@@ -82,4 +84,9 @@ def update_statistics(norm: _BatchNorm, mean: Tensor, var: Tensor, count: int) -
 
 def learns(norm: Norm | None) -> bool:
     """Whether a gradient of its parameters is needed."""
-    return torch.is_grad_enabled() and isinstance(norm, nn.Module) and any(p.requires_grad for p in norm.parameters())
+    if not torch.is_grad_enabled() or not isinstance(norm, nn.Module):
+        return False
+    if any(parameter.requires_grad for parameter in norm.parameters()):
+        return True
+    # In the replicas of nn.DataParallel they are plain attributes, and listed here.
+    return any(tensor.requires_grad for tensor in norm.__dict__.get("_former_parameters", {}).values())

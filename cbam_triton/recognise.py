@@ -6,12 +6,13 @@ classes and attributes play no part: a forward that somebody changed has another
 
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import jit, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from .norms import plain_type
-from .terms import Term, Untraceable, X, is_vector, product, term_of, unknown_in
+from .terms import Term, X, is_vector, product, term_of, unknown_in
+from .traces import Untraceable, in_both_modes
 from .variant import Variant, checked_variant
 
 Path = tuple[str, ...]
@@ -47,6 +48,7 @@ class _Gate(NamedTuple):
     norm: Path | None = None
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GATES = ("sigmoid", "hard_sigmoid")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -59,13 +61,18 @@ def recognised(module: nn.Module) -> Plan:
 
     Raises: Unlike for a module that computes anything else.
     """
-    found = _in_both_modes(module)
-    unknown = unknown_in(found)
-    if unknown:
-        raise Unlike(f"its forward uses {unknown}, which CBAM has not")
+    found = _term(module)
     if found.kind in _GATES:
         _gate(module, found)
         raise OnlyGate("it returns a gate, which the code around it multiplies: no kernel makes one gate by itself")
+    return plan_of(module, found)
+
+
+def plan_of(module: nn.Module, found: Term) -> Plan:
+    """The plan of what this term of layers in the module computes.
+
+    Raises: Unlike for anything but a CBAM.
+    """
     add_input = found.kind == "sum" and len(found.parts) == 2 and X in found.parts
     if add_input:
         found = found.parts[1 - found.parts.index(X)]
@@ -75,6 +82,37 @@ def recognised(module: nn.Module) -> Plan:
     return _plan([gate for gate in gates if gate.mlp], [gate for gate in gates if gate.conv], add_input)
 
 
+def gate_of(module: nn.Module) -> Term:
+    """The term of a module that returns a gate of CBAM.
+
+    Raises: Unlike for a module that returns anything else.
+    """
+    found = _term(module)
+    if found.kind not in _GATES:
+        raise Unlike("it returns no gate")
+    _gate(module, found)
+    return found
+
+
+def is_squeeze(plan: Plan) -> bool:
+    """Whether this is no more than a squeeze-and-excitation layer."""
+    return plan.conv is None and "max" not in plan.variant.channel_pools
+
+
+def check_untouched(module: nn.Module, prefix: str = "") -> None:
+    """No part of the module does something besides its own forward.
+
+    Raises: Unlike, in which names begin with `prefix`.
+    """
+    if isinstance(module, jit.ScriptModule):
+        raise Unlike("it is compiled by TorchScript: convert the model that was compiled")
+    for name, part in module.named_modules(prefix=prefix):
+        if "forward" in part.__dict__:
+            raise Unlike(f"the forward of {name or 'this module'} is replaced by another one")
+        if name and not is_norm(part) and any(getattr(part, hooks) for hooks in HOOKS):
+            raise Unlike(f"its child {name} has hooks, which would no longer run: remove them first")
+
+
 def is_norm(layer: nn.Module) -> bool:
     """Whether this is a norm of PyTorch's, or timm's batch norm with nothing after it."""
     if isinstance(layer, _BatchNorm) and plain_type(layer) in _BATCH_NORMS:
@@ -82,22 +120,17 @@ def is_norm(layer: nn.Module) -> bool:
     return type(layer) in _OTHER_NORMS
 
 
-def _in_both_modes(module: nn.Module) -> Term:
-    modes = [(part, part.training) for part in module.modules()]
-    found = []
+def _term(module: nn.Module) -> Term:
     try:
-        for training in (True, False):
-            for part, _ in modes:
-                part.training = training
-            found.append(term_of(module))
+        training, found = in_both_modes(module, term_of)
     except Untraceable as error:
         raise Unlike(str(error)) from None
-    finally:
-        for part, mode in modes:
-            part.training = mode
-    if found[0] != found[1]:
+    if training != found:
         raise Unlike("its forward does another thing in training than in eval mode")
-    return found[0]
+    unknown = unknown_in(found)
+    if unknown:
+        raise Unlike(f"its forward uses {unknown}, which CBAM has not")
+    return found
 
 
 def _plan(channel: list[_Gate], spatial: list[_Gate], add_input: bool) -> Plan:

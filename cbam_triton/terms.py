@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 from torch.fx.node import map_arg
 
+from .traces import Tracer, Untraceable, operation
+
 
 class Term(NamedTuple):
     """A node of the tree; `parts` are terms, names and paths."""
@@ -22,29 +24,10 @@ class Term(NamedTuple):
 
 X = Term("x")
 _AXES: dict[type, int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
-# Where PyTorch's own functions come from; one of the same name from elsewhere may be any.
-_HOMES = ("torch", "_operator", "builtins")
 _VIEWS = ("contiguous", "expand_as", "flatten", "reshape", "squeeze", "unsqueeze", "view")
 
 
-class Untraceable(Exception):
-    """No term can be read off the code of a module; the message says why."""
-
-
-class _Proxy(fx.Proxy):
-    """A placeholder on which `x *= y` is not taken for `x = x * y`."""
-
-    def __iadd__(self, other: Any) -> Any:
-        return self.add_(other)
-
-    def __imul__(self, other: Any) -> Any:
-        return self.mul_(other)
-
-
-class _Tracer(fx.Tracer):
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
+class _Tracer(Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return bool(m._parameters or m._buffers) or super().is_leaf_module(m, module_qualified_name)
 
@@ -54,11 +37,7 @@ def term_of(module: nn.Module) -> Term:
 
     Raises: Untraceable where its code does not run on a placeholder, or changes in place what it reads again.
     """
-    try:
-        graph = _Tracer().trace(module)
-    except Exception as error:  # whatever the code of others raises
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise Untraceable(f"its forward cannot be traced: {reason}") from error
+    graph = _Tracer().graph_of(module)
     ndim = max((_AXES.get(type(part), 0) for part in module.modules()), default=0) or 4
     values: dict[fx.Node, Any] = {}
     result = _unknown("no value")
@@ -89,6 +68,16 @@ def product(*factors: Term) -> Term:
     return _flat("product", factors)
 
 
+def within(term: Term, path: tuple[str, ...], x: Term) -> Term:
+    """The term of a module's result as one of the module that holds it at `path` and gives it x."""
+    if term == X:
+        return x
+    if term.kind == "layer":
+        return Term("layer", (path + term.parts[0], within(term.parts[1], path, x)))
+    parts = tuple(within(part, path, x) if isinstance(part, Term) else part for part in term.parts)
+    return _flat(term.kind, parts) if term.kind in ("sum", "product") else Term(term.kind, parts)
+
+
 def _flat(kind: str, terms: tuple[Term, ...]) -> Term:
     parts = [part for term in terms for part in (term.parts if term.kind == kind else (term,))]
     return Term(kind, tuple(sorted(parts, key=repr)))
@@ -116,9 +105,9 @@ def _value(node: fx.Node, values: dict[fx.Node, Any], module: nn.Module, ndim: i
         name, changes = type(layer).__name__.lower(), getattr(layer, "inplace", False)
         args = (*args, *(getattr(layer, setting) for setting in _SETTINGS[type(layer)]))
     else:
-        name = node.target if isinstance(node.target, str) else node.target.__name__
-        if str(getattr(node.target, "__module__", None) or "torch").split(".")[0] not in _HOMES:
-            return _unknown(name)
+        name = operation(node)
+        if name is None:
+            return _unknown(getattr(node.target, "__name__", "a function"))
         changes = options.pop("inplace", False) or (name.endswith("_") and not name.startswith("_"))
     if changes and not _may_change(node, values):
         raise Untraceable(f"its forward changes in place, by {name}, what may be read again")

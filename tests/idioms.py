@@ -220,3 +220,69 @@ FORMS: dict[str, Callable[[], nn.Module]] = {
     "spatial first": lambda: layer(conv=nn.Sequential(spatial_conv(3), _bn()), combine="spatial first"),
     "parallel": lambda: layer(conv=nn.Sequential(spatial_conv(3), nn.GroupNorm(1, 1)), combine="parallel"),
 }
+
+
+def channel_gate(channels: int = C) -> nn.Module:
+    return ChannelPart(conv_mlp(channels, R), "modules")
+
+
+def spatial_gate() -> nn.Module:
+    return SpatialPart(spatial_conv(3), "keepdim", False, False)
+
+
+class Residual(nn.Module):
+    """As the basic block of a ResNet with two gates before the addition."""
+
+    def __init__(self, inputs: int, outputs: int = C, stride: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.act = nn.ReLU(inplace=True)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.who = channel_gate(outputs)
+        self.where = spatial_gate()
+        self.stride = stride
+        self.shortcut = None
+        if inputs != outputs or stride != 1:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = x
+        out = self.act(self.norm1(self.first(x)))
+        out = self.norm2(self.second(out))
+        out = self.who(out) * out
+        out = self.where(out) * out
+        if self.shortcut is not None:
+            residual = self.shortcut(x)
+        out += residual
+        return self.act(out)
+
+
+TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def drawn(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model in float64, with every parameter and statistic drawn from a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.double().state_dict().items():
+        if tensor.is_floating_point():
+            fresh = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            tensor.copy_(fresh.abs() + 0.5 if name.endswith("running_var") else 0.5 * fresh)
+    return model
+
+
+def input_of(name: str = "", seed: int = 1) -> Tensor:
+    shape = (2, C, 3, 4, 5) if name == "volume" else (2, C, 4, 5)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def results(model: nn.Module, x: Tensor) -> dict[str, Any]:
+    """The output of a call, the gradients of a loss of it, and the statistics after it."""
+    x = x.clone().requires_grad_()
+    model.zero_grad()
+    y = model(x)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+    (y * weights).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {"y": y.detach(), "dx": x.grad, **gradients, **{k: b.clone() for k, b in model.named_buffers()}}

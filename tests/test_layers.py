@@ -13,13 +13,13 @@ PACKAGE = Path(cbam_triton.__file__).parent
 # Upper storeys first; whatever is not named here is part of the command line, above them.
 STOREYS = [
     {"convert", "insert"},
-    {"nn", "recognise", "scripting", "timm"},
+    {"likeness", "nn", "pairs", "planned", "recognise", "rewritten", "scripting", "timm"},
     {"checkpoints", "functional"},
     {"dispatch"},
     {"ops"},
     {"kernels", "second_order"},
     {"arguments", "blocks", "layout", "reference", "settings"},
-    {"checkpoint_formats", "norms", "terms", "variant"},
+    {"checkpoint_formats", "forwards", "norms", "terms", "traces", "variant"},
 ]
 
 
@@ -71,7 +71,9 @@ def test_imports_point_down_only(path):
         assert storey(name) >= own, f"{module_name(path)} imports {name}, which is above it"
 
 
-@pytest.mark.parametrize("name", ["arguments", "blocks", "checkpoint_formats", "norms", "settings", "variant"])
+@pytest.mark.parametrize(
+    "name", ["arguments", "blocks", "checkpoint_formats", "forwards", "norms", "settings", "traces", "variant"]
+)
 def test_the_lowest_storey_imports_nothing_of_ours(name):
     assert own_imports(PACKAGE / f"{name}.py") == set()
 
