@@ -31,6 +31,7 @@ class Problem(NamedTuple):
     backward: bool = False
     dims: int = 2  # axes of pixels
     spatial_first: bool = False
+    pools: int = 2  # what `channel_pool.pool_slots` computes on the device
 
     @property
     def tap_rows(self) -> int:
@@ -201,6 +202,8 @@ def _kept(reduced: int, other: int, threads: int, vec: int, unit_stride: bool) -
 def registers(problem: Problem, schedule: str, training: bool) -> int:
     """The most registers of a thread, on NVIDIA, for kernels that ptxas left alone makes spill a word, to fit one more
     program on an SM; 0 leaves it alone."""
+    if problem.backward and problem.spatial_first and problem.pools > 2:
+        return 200  # x, and the gradients of its four descriptors, in two stages
     if problem.backward or (training and (schedule == "staged" or problem.itemsize > 2)):
         return 168
     return (168 if training else 128) if _power(problem.C) >= 512 else 0

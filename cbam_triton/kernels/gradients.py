@@ -103,7 +103,7 @@ def _prepared(call: Call, dy: Tensor, needed: Needed) -> Backward:
         if needed.conv:
             share = call.empty(N * grid.tap_chunks(problem) * share_size(call))
     if problem.R:
-        dq, hidden = call.empty(N * C), call.empty(N * (plan.pools + 1) * problem.R)
+        dq, hidden = call.empty(N * C), call.empty(N * (plan.problem.pools + 1) * problem.R)
     aligned = _aligned(dy, strides, plan)
     dx = output_like(x) if needed.x else None
     return Backward(call, dy, strides, aligned, dr, dx, s, dmaps, dz, share, dq, hidden)

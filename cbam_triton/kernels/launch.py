@@ -164,11 +164,10 @@ def _pool_map(call: Call) -> Tensor:
 def _channel_scratch(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Partial pools, hidden partial sums and the gate."""
     problem, blocks = call.plan.problem, call.plan.blocks
-    hidden = call.empty(problem.N * blocks * call.plan.pools * problem.R)
+    hidden = call.empty(problem.N * blocks * problem.pools * problem.R)
     # With one chunk a block nothing is partial: any pointer does.
-    partial = (
-        call.empty(problem.N * blocks * (call.plan.pools + 1) * call.plan.partials) if call.plan.partials else hidden
-    )
+    partials = problem.N * blocks * (problem.pools + 1) * call.plan.partials
+    partial = call.empty(partials) if partials else hidden
     if len(call.plan.rows) > 1:
         hidden.zero_()  # the row that is taken may have fewer blocks
     gate = call.kept.gate

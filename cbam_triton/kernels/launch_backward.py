@@ -158,7 +158,7 @@ def _channel_scratch(run: Backward) -> tuple[Tensor, Tensor, Tensor]:
     partial = call.empty(problem.N * plan.blocks * plan.partials) if plan.partials else dh
     if len(plan.rows) > 1:
         dh.zero_()  # the row that is taken may have fewer blocks
-    return partial, dh, call.empty(problem.N * plan.pools * problem.C)
+    return partial, dh, call.empty(problem.N * plan.problem.pools * problem.C)
 
 
 def weight_gradients(run: Backward, needed: Needed) -> list[Tensor | None]:

@@ -43,7 +43,6 @@ class Plan:
     strides: tuple[int, ...]  # of x, then of y, as N C P
     blocks: int  # of channels, the most of any row
     partials: int  # chunks * POOL_C of a block, the most of any row; 0 if all have one chunk
-    pools: int  # what `channel_pool.pool_slots` computes on the device
     acc: torch.dtype  # of scratch and gates
     constants: dict[str, Any]  # constexprs, each for the kernels that have it
     prepared: dict[Any, Any] = dataclasses.field(default_factory=dict)
@@ -114,6 +113,7 @@ def plan(
         backward,
         dims,
         form.arrangement == "spatial_first",
+        pool_slots(form),
     )
     if schedule == "auto":
         schedule, _ = table.choose_schedule(problem, device)
@@ -132,7 +132,6 @@ def plan(
         (*x_strides[:3], *y_strides[:3]),
         max(blocks for blocks, _ in grids),
         max(chunks * row.POOL_C if chunks > 1 else 0 for (_, chunks), row in zip(grids, rows, strict=True)),
-        pool_slots(form),
         torch.float64 if dtype == torch.float64 else torch.float32,
         {
             "VEC": vec,
