@@ -16,6 +16,7 @@ from .kernels import gradients, launch
 from .kernels.call import Kept, Needed, Weights, accumulator, places
 from .second_order import reference_gradients
 
+_LIBRARY = torch.library.Library("cbam_triton", "FRAGMENT")  # a reload of this module replaces it
 _PARAMETERS = 10  # of `Weights`, without eps
 
 
@@ -25,9 +26,9 @@ def _inference(function: Callable[..., Any]) -> Any:
     `custom_op` has Python code at two more dispatch keys, which costs as much as the allocations of a launch.
     """
     name = f"cbam_triton::{function.__name__}"
-    torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
+    torch.library.define(name, torch.library.infer_schema(function, mutates_args=()), lib=_LIBRARY)
 
-    @torch.library.impl(name, "default")
+    @torch.library.impl(name, "default", lib=_LIBRARY)
     def _(*arguments: Any, **options: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
             raise RuntimeError(f"{name} has no gradient, as cbam_training has: call it in torch.no_grad()")
@@ -73,7 +74,7 @@ def cbam(
     )
 
 
-@torch.library.register_fake("cbam_triton::cbam")
+@torch.library.register_fake("cbam_triton::cbam", lib=_LIBRARY)
 def _(x: Tensor, *_: object) -> Tensor:
     return layout.output_like(x)
 
@@ -99,7 +100,7 @@ def gates(
     return launch.gates(layout.merged(x), Weights(*layer, variant=variant, planes=planes), schedule)
 
 
-@torch.library.register_fake("cbam_triton::gates")
+@torch.library.register_fake("cbam_triton::gates", lib=_LIBRARY)
 def _(x: Tensor, fc1_weight: Tensor | None, *_: object) -> tuple[Tensor, Tensor]:
     N, C, H, W = x.shape
     dtype = accumulator(x.dtype)
@@ -125,7 +126,7 @@ def apply_gates(
     return launch.apply_gates(x, g, z, None, layout.laid_out_like(residual, x), relu, variant)
 
 
-@torch.library.register_fake("cbam_triton::apply_gates")
+@torch.library.register_fake("cbam_triton::apply_gates", lib=_LIBRARY)
 def _(x: Tensor, *_: object) -> Tensor:
     return layout.output_like(x)
 

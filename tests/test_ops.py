@@ -1,5 +1,8 @@
 """The operators: schema, fake and registration by PyTorch's own checker; one compiled graph for every batch size."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -131,3 +134,8 @@ def test_inductor_hands_x_to_the_kernels_in_its_own_layout(dynamic, memory_forma
         y = compiled(x)
         assert seen[-1] == x.stride() == y.stride()
         assert_same(y, torch.relu(ops.cbam(x * 2, *weights[:11], "staged")))
+
+
+def test_operators_can_be_defined_again_as_notebooks_that_reload_do():
+    code = "import importlib, cbam_triton.ops as ops; importlib.reload(ops); print(ops.cbam, ops.cbam_training)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
