@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from .norms import plain_type
-from .terms import Term, X, is_vector, product, term_of, unknown_in
+from .readings import term_of
+from .terms import Term, X, is_vector, product, unknown_in
 from .traces import Untraceable, in_both_modes
 from .variant import Variant, checked_variant
 

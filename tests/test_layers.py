@@ -19,7 +19,7 @@ STOREYS = [
     {"ops"},
     {"kernels", "second_order"},
     {"arguments", "blocks", "layout", "reference", "settings"},
-    {"checkpoint_formats", "forwards", "norms", "terms", "traces", "variant"},
+    {"checkpoint_formats", "forwards", "norms", "readings", "term_functions", "terms", "traces", "variant"},
 ]
 
 
