@@ -125,6 +125,8 @@ def cbam_wavefront(
     else:
         stage, n, tile = work_item(ticket, N, 0, 0, lag, pool_tiles + spatial_tiles, 0, 0, apply_tiles)
 
+    if s_ptr is not None and not SPATIAL:
+        n = N - 1 - n  # first the samples that the launch before read last, which are in L2
     n = n.to(tl.int64)
     x_ptr += n * known_multiple(x_stride_n, VEC)
     pool_done_ptr = counters_ptr + (1 + n * (4 + blocks))

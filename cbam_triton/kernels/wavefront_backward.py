@@ -113,6 +113,8 @@ def backward_wavefront(
         pixel_tiles * tl.cdiv(C, APPLY_SPLIT), LOGIT, SPATIAL, CHANNEL, INPUT, SPATIAL_FIRST,
     )  # fmt: skip
 
+    if GIVEN:
+        n = N - 1 - n  # first the samples that the launch before read last, which are in L2
     n = n.to(tl.int64)
     x_ptr += n * known_multiple(x_stride_n, VEC)
     dy_ptr += n * dy_stride_n
