@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .checkpoints import convert_state_dict
 from .dispatch import Activation, AttentionMaps, gates, refined
+from .parameters import linear, mlp_of, weights_of
 from .variant import DEFAULT, Arrangement, ChannelPool, Gate, SpatialPool, Variant, checked_variant
 
 SpatialNorm = Literal["batch"] | None
@@ -74,11 +75,11 @@ class ChannelAttention(_Layer):
             hidden_channels = max(1, int(channels // reduction))
         if hidden_channels < 0:
             raise ValueError(f"hidden_channels must be at least 0, got {hidden_channels}: pass a width or None")
-        self.fc1 = _linear(channels, hidden_channels, mlp_bias, device, dtype)
-        self.fc2: nn.Linear | None = _linear(hidden_channels, channels, mlp_bias, device, dtype)
+        self.fc1 = linear(channels, hidden_channels, mlp_bias, device, dtype)
+        self.fc2: nn.Linear | None = linear(hidden_channels, channels, mlp_bias, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return refined(x, _mlp(self), None, variant=self.variant)
+        return refined(x, mlp_of(self), None, variant=self.variant)
 
     def extra_repr(self) -> str:
         hidden = ", mlp_layers=1" if self.fc2 is None else f", hidden_channels={self.fc1.out_features}"
@@ -267,36 +268,11 @@ class CBAM(_Layer):
     def _parts(self) -> tuple[Any, tuple[Any, Any], Any, Any]:
         children: dict[str, Any] = self._modules
         channel, spatial = children["channel"], children["spatial"]
-        mlp = None if channel is None else _mlp(channel)
+        mlp = None if channel is None else mlp_of(channel)
         if spatial is None:
             return mlp, (None, None), None, None
         own = spatial._modules
         return mlp, weights_of(own["conv"]), own["norm"], own["squeeze"]
-
-
-def _linear(inputs: int, outputs: int, bias: bool, device: Any, dtype: Any) -> nn.Linear:
-    if inputs > 0 and outputs > 0:
-        return nn.Linear(inputs, outputs, bias, device, dtype)
-    # PyTorch warns of an initialisation of nothing.
-    layer = nn.Linear(max(1, inputs), max(1, outputs), bias, device, dtype)
-    layer.in_features, layer.out_features = inputs, outputs
-    layer.weight = nn.Parameter(layer.weight.new_empty(outputs, inputs))
-    if bias:
-        layer.bias = nn.Parameter(layer.bias.new_zeros(outputs))
-    return layer
-
-
-def _mlp(channel: nn.Module) -> tuple[Any, Any, Any, Any]:
-    children: dict[str, Any] = channel._modules
-    first, second = children["fc1"], children["fc2"]
-    return (*weights_of(first), None, None) if second is None else (*weights_of(first), *weights_of(second))
-
-
-def weights_of(layer: nn.Module) -> tuple[Any, Any]:
-    own: dict[str, Any] = layer._parameters
-    if "weight" in own and "bias" in own:  # a fifth of the time of layer.weight, on the path of every call
-        return own["weight"], own["bias"]
-    return layer.weight, layer.bias  # computed ones: parametrized, pruned
 
 
 def _options(variant: Variant) -> str:

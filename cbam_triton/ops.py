@@ -23,7 +23,7 @@ _PARAMETERS = 10  # of `Weights`, without eps
 def _inference(function: Callable[..., Any]) -> Any:
     """The function as an operator without a gradient, with the dispatcher alone between a call and it.
 
-    `custom_op` has Python code at two more dispatch keys, which costs as much as the allocations of a launch.
+    `custom_op` has Python code at two more dispatch keys, which every call pays for.
     """
     name = f"cbam_triton::{function.__name__}"
     torch.library.define(name, torch.library.infer_schema(function, mutates_args=()), lib=_LIBRARY)
@@ -31,7 +31,7 @@ def _inference(function: Callable[..., Any]) -> Any:
     @torch.library.impl(name, "default", lib=_LIBRARY)
     def _(*arguments: Any, **options: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
-            raise RuntimeError(f"{name} has no gradient, as cbam_training has: call it in torch.no_grad()")
+            raise RuntimeError(f"{name} has no gradient: call it in torch.no_grad(), or cbam_triton::cbam_training")
         return function(*arguments, **options)
 
     return getattr(torch.ops.cbam_triton, function.__name__).default

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from .dispatch import Activation, refined
-from .nn import weights_of
+from .parameters import weights_of
 from .recognise import Path, Plan
 
 fx.wrap("refined")  # one node of a torch.fx graph: its checks are not for placeholders

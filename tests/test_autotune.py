@@ -11,6 +11,7 @@ from cbam_triton.kernels.call import plan_of
 from cbam_triton.kernels.device import device_type, interpreted
 
 from .cases import SCHEDULES, assert_refined, layer, normal
+from .errors import assert_as_good_as_eager, assert_gradients_as_good_as_eager
 
 pytestmark = pytest.mark.skipif(interpreted() or device_type() is None, reason="needs a GPU or another Triton driver")
 
@@ -37,12 +38,15 @@ def test_a_tuned_step_of_training_gives_the_gradients_of_the_reference(schedule,
     module = CBAM(16, 4, kernel_size=3, spatial_norm=norm).to(device)
     for seed, parameter in enumerate(module.parameters()):
         parameter.data = normal(parameter.shape, device=device, seed=seed)
-    x, found = normal((2, 16, 12, 12), device=device), {}
-    for backend in ("reference", "triton"):
-        leaf = x.detach().requires_grad_()
+    x, dy = (normal((2, 16, 12, 12), device=device, seed=seed) for seed in (0, 1))
+    found = []
+    for backend, dtype in (("triton", torch.float32), ("reference", torch.float32), ("reference", torch.float64)):
+        leaf = x.detach().to(dtype).requires_grad_()
         with settings(backend=backend, schedule=schedule):
-            y = module(leaf)
-            found[backend] = y, *torch.autograd.grad(y.square().sum(), (leaf, *module.parameters()))
+            y = module.to(dtype)(leaf)
+            found.append((y.detach(), torch.autograd.grad(y, (leaf, *module.parameters()), dy.to(dtype))))
     assert len(plan_of(x, layer(16, 4, 3, device=device), schedule, backward=True).rows) > 1
-    torch.testing.assert_close(found["triton"], found["reference"], rtol=1e-4, atol=1e-4)
+    outputs, gradients = zip(*found, strict=True)
+    assert_as_good_as_eager(*outputs)
+    assert_gradients_as_good_as_eager(*gradients)
     plan.plan.cache_clear()

@@ -119,3 +119,5 @@ def test_registers_are_limited_where_ptxas_would_spill(C, backward, schedule, tr
     problem = Problem(8, C, 784, 32, 7, 2, 8, False, backward)
     assert table.registers(problem, schedule, training) == limit
     assert table.registers(problem._replace(itemsize=4), schedule, training) == (168 if training else limit)
+    every_pool = problem._replace(spatial_first=True, pools=4)
+    assert table.registers(every_pool, schedule, training) == (200 if backward else limit)

@@ -19,7 +19,8 @@ STOREYS = [
     {"ops"},
     {"kernels", "second_order"},
     {"arguments", "blocks", "layout", "reference", "settings"},
-    {"checkpoint_formats", "forwards", "norms", "readings", "term_functions", "terms", "traces", "variant"},
+    {"checkpoint_formats", "forwards", "norms", "parameters", "variant"},
+    {"readings", "term_functions", "terms", "traces"},
 ]
 
 

@@ -10,7 +10,7 @@ from cbam_triton import CBAM, ChannelAttention, SpatialAttention, functional, re
 pytest.importorskip("triton")
 
 from .cases import SCHEDULES, both_schedules, of_interpreted_exp
-from .errors import assert_same
+from .errors import assert_as_good_as_eager, assert_gradients_as_good_as_eager, assert_same
 
 pytestmark = [pytest.mark.usefixtures("nan_memory"), of_interpreted_exp]
 
@@ -203,19 +203,33 @@ def test_norm_and_logsumexp_take_values_that_exponentials_do_not(shape, schedule
     compare(layer, x, schedule, monkeypatch)
 
 
+@both_schedules
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_norm_and_logsumexp_in_half_precision_are_as_good_as_eager(dtype, schedule, device):
+    layer = made(6, {"channel_pools": ("lse", "avg", "lp", "max")}).to(device, dtype).eval()
+    x, dy = (x_of((2, 6, 5, 4), seed=seed).to(device, dtype) for seed in (0, 9))
+    found = []
+    for backend, wide in (("triton", dtype), ("reference", dtype), ("reference", torch.float64)):
+        with settings(backend=backend, schedule=schedule):
+            found.append(gradients(copy.deepcopy(layer).to(wide), x.to(wide), dy))
+    assert_as_good_as_eager(*(one.pop("y") for one in found))
+    assert_gradients_as_good_as_eager(*(list(one.values()) for one in found))
+
+
 @pytest.mark.filterwarnings("ignore:divide by zero encountered in log")
 @both_schedules
 def test_infinities_in_the_norm_and_the_logsumexp_come_out_as_in_eager(schedule, device):
     layer = made(5, {"channel_pools": ("lse", "lp"), "arrangement": "channel_only", "mlp_layers": 1}).to(device).eval()
+    layer = layer.double()
     layer.channel.fc1.weight.data.copy_(torch.eye(5))
-    x = x_of((2, 5, 9, 9)).to(device)
+    x = x_of((2, 5, 9, 9)).to(device).double()
     x[0, 0, 3, 4], x[0, 1], x[0, 2, 8, 8], x[0, 3, 0, 1:3] = torch.inf, -torch.inf, torch.nan, -torch.inf
     found = []
     for backend in ("triton", "reference"):
         with torch.no_grad(), settings(backend=backend, schedule=schedule):
             found.append(layer.channel(x[:, i : i + 1].expand(-1, 5, -1, -1).contiguous()) for i in range(5))
     for ours, right in zip(*found, strict=True):
-        torch.testing.assert_close(ours, right, equal_nan=True)
+        torch.testing.assert_close(ours, right, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
 @both_schedules

@@ -162,13 +162,11 @@ def channel_pool_tile(
                     start = tl.where(other > largest, found, start)
                 if LP:
                     square += tl.load(chunk_ptr + 3 * BLOCK_C + lane)
-                other = maximum(largest, other)
+                peak = maximum(largest, other)
                 if LSE:
-                    found = _rescaled(
-                        tl.load(chunk_ptr + 4 * BLOCK_C + lane), tl.load(chunk_ptr + BLOCK_C + lane), other
-                    )
-                    exponential = _rescaled(exponential, largest, other) + found
-                largest = other
+                    exponential = _rescaled(exponential, largest, peak)
+                    exponential += _rescaled(tl.load(chunk_ptr + 4 * BLOCK_C + lane), other, peak)
+                largest = peak
     if finished:
         avg = tl.where(inside_c, total / P, 0.0)
         max = tl.where(inside_c, largest, 0.0)
