@@ -23,10 +23,11 @@ def is_usual(
     parameters: tuple[Tensor | None, ...] = ()
     if mlp is not None:
         fc1_weight, fc1_bias, fc2_weight, fc2_bias = mlp
-        hidden = fc1_weight.shape[0]
-        if fc2_weight is None or hidden == 0:
+        first = fc1_weight.shape
+        if fc2_weight is None or len(first) != 2 or first[0] == 0:
             return False
-        if fc1_weight.shape != (hidden, channels) or fc2_weight.shape != (channels, hidden):
+        hidden = first[0]
+        if first[1] != channels or fc2_weight.shape != (channels, hidden):
             return False
         if (fc1_bias is not None and fc1_bias.shape != (hidden,)) or (
             fc2_bias is not None and fc2_bias.shape != (channels,)
@@ -34,8 +35,8 @@ def is_usual(
             return False
         parameters = mlp
     if conv_weight is not None:
-        size = conv_weight.shape[-1]
-        if conv_weight.shape != (1, 2, size, size) or size % 2 == 0:
+        taps = conv_weight.shape
+        if len(taps) != 4 or taps[3] % 2 == 0 or taps != (1, 2, taps[3], taps[3]):
             return False
         if conv_bias is not None and conv_bias.shape != (1,):
             return False

@@ -63,15 +63,14 @@ def cbam(
     A residual in another memory format than x is copied. Traffic: 2 passes over x (wavefront) to 4 (staged), 1 more for
     a residual. Source: Woo et al. 2018, equations 1 to 3.
     """
-    parameters = _dense(
-        fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias, norm_weight, norm_bias, norm_mean, norm_var
-    )
+    weights = _weights(
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight,
+        conv_bias, norm_weight, norm_bias, norm_mean, norm_var, norm_eps, variant, planes,
+    )  # fmt: skip
     x = layout.merged(x)
     if residual is not None:
         residual = layout.laid_out_like(residual, x)
-    return launch.forward(
-        x, Weights(*parameters, norm_eps=norm_eps, variant=variant, planes=planes), schedule, None, residual, relu
-    )
+    return launch.forward(x, weights, schedule, None, residual, relu)
 
 
 @torch.library.register_fake("cbam_triton::cbam", lib=_LIBRARY)
@@ -96,8 +95,9 @@ def gates(
 
     Both float32 (float64 for float64 x). Traffic: 1 pass over x (wavefront) or 2 (staged).
     """
-    layer = _dense(fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias)
-    return launch.gates(layout.merged(x), Weights(*layer, variant=variant, planes=planes), schedule)
+    no_norm = (None, None, None, None, 0.0)
+    weights = _weights(fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias, *no_norm, variant, planes)
+    return launch.gates(layout.merged(x), weights, schedule)
 
 
 @torch.library.register_fake("cbam_triton::gates", lib=_LIBRARY)
@@ -157,10 +157,10 @@ def cbam_training(
     With `batch_norm` the logits are normalised by their own mean and variance (1,), biased, which come last.
     Traffic: that of `cbam`; with `batch_norm` 1 pass over x more.
     """
-    parameters = _dense(
-        fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias, norm_weight, norm_bias, norm_mean, norm_var
-    )
-    weights = Weights(*parameters, norm_eps=norm_eps, variant=variant, planes=planes)
+    weights = _weights(
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight,
+        conv_bias, norm_weight, norm_bias, norm_mean, norm_var, norm_eps, variant, planes,
+    )  # fmt: skip
     merged = layout.merged(x)
     residual = layout.laid_out_like(residual, merged)
     y, kept, mean, var = launch.forward_kept(merged, weights, schedule, None, residual, relu, batch_norm)
@@ -203,15 +203,16 @@ def cbam_backward(
     y is the forward's output where it ended in a ReLU; `kept` and the batch's statistics are the forward's. `needed`
     says in this order which gradients are asked for; the others are empty. Traffic: 3 passes over x (wavefront) to 7.
     """
-    parameters = _dense(
-        fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias, norm_weight, norm_bias, norm_mean, norm_var
-    )
+    weights = _weights(
+        fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight,
+        conv_bias, norm_weight, norm_bias, norm_mean, norm_var, norm_eps, variant, planes,
+    )  # fmt: skip
     merged = layout.merged(x)
     found = gradients.backward(
         merged,
         dy,
         layout.laid_out_like(y, merged),
-        Weights(*parameters, norm_eps=norm_eps, variant=variant, planes=planes),
+        weights,
         Kept(*(tensor if tensor.numel() > 0 else None for tensor in kept)),
         Needed(*needed),
         schedule,
@@ -264,6 +265,18 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Any, ...]:
 
 
 cbam_training.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _weights(
+    fc1_weight: Tensor | None,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    conv_weight: Tensor | None,
+    *rest: Any,
+) -> Weights:
+    """The parameters, dense; those of the rest are single numbers, which are dense as they are."""
+    return Weights(*_dense(fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight), *rest)
 
 
 def _dense(*small: Tensor | None) -> list[Any]:

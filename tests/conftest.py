@@ -59,5 +59,5 @@ def nan_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return fresh
 
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))

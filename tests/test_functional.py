@@ -45,6 +45,12 @@ BAD = [
         ValueError,
         r"fc1_weight must have shape \(R, C\), got \(4, 8, 1, 1\): .*flat",
     ),
+    (
+        {"fc1_weight": torch.tensor(1.0)},
+        ValueError,
+        r"fc1_weight must have shape \(R, C\), got \(\): ",
+    ),
+    ({"conv_weight": torch.tensor(1.0)}, ValueError, r"conv_weight must have shape \(1, 2, K, K\), got \(\): reshape"),
     ({"fc2_weight": None}, ValueError, r"an MLP without fc2_weight has one layer: fc1_weight \(C, C\) and no fc2_bias"),
     ({"fc1_bias": torch.zeros(C)}, ValueError, r"fc1_bias must have shape \(4,\), got \(8,\): reshape"),
     ({"fc2_weight": torch.zeros(R, C)}, ValueError, r"fc2_weight must have shape \(8, 4\), got \(4, 8\): reshape"),

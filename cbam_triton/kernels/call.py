@@ -1,5 +1,6 @@
 """What every launcher needs: the tensors of a call, its plan, and the launch itself."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -125,16 +126,16 @@ class Call(NamedTuple):
 
     def empty(self, size: int) -> Tensor:
         """Scratch."""
-        return torch.empty(size, dtype=self.plan.acc, device=self.x.device)
+        return self.x.new_empty(size, dtype=self.plan.acc)
 
     def zeros(self, size: int) -> Tensor:
         """Counters."""
-        return torch.zeros(size, dtype=torch.int32, device=self.x.device)
+        return self.x.new_zeros(size, dtype=torch.int32)
 
     def chunk_counters(self) -> Tensor:
         """Those of the blocks of channels that are pooled in chunks; nobody reads or writes them if none is."""
         size = self.plan.problem.N * self.plan.blocks
-        return self.zeros(size) if self.plan.partials else torch.empty(size, dtype=torch.int32, device=self.x.device)
+        return self.zeros(size) if self.plan.partials else self.x.new_empty(size, dtype=torch.int32)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -215,22 +216,20 @@ def launch(
     if key not in prepared:
         prepared[key] = call.plan.launcher(kernel, stages, tiles, call.training)
     on_grid, constants = prepared[key]
-    device = call.x.device
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        on_grid(*arguments, **constants, **options)
+    if _elsewhere(call.x):
+        with torch.cuda.device(call.x.device):
+            on_grid(*arguments, **constants, **options)
     else:
-        _on_device(device, on_grid, arguments, constants | options)
+        on_grid(*arguments, **constants, **options)
 
 
 def launch_once(call: Call, kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
     """Launch so many programs in all, of four warps each."""
     constants = {name: value for name, value in call.plan.constants.items() if name in kernel.arg_names}
-    _on_device(call.x.device, kernel[(programs,)], arguments, constants | {"enable_fp_fusion": True} | options)
+    with torch.cuda.device(call.x.device) if _elsewhere(call.x) else contextlib.nullcontext():
+        kernel[(programs,)](*arguments, **{**constants, "enable_fp_fusion": True, **options})
 
 
-def _on_device(device: torch.device, on_grid: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            on_grid(*arguments, **constants)
-    else:
-        on_grid(*arguments, **constants)
+def _elsewhere(x: Tensor) -> bool:
+    """Whether x is on a CUDA device that is not the current one."""
+    return x.is_cuda and x.get_device() != torch.cuda.current_device()
