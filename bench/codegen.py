@@ -68,8 +68,27 @@ def compile_for(kernel: Any, arguments: Mapping[str, Any], options: Mapping[str,
         divisible = not isinstance(value, int) or value % 16 == 0
         if divisible and not isinstance(value, float) and not parameter.do_not_specialize:
             attributes[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
+    if version("triton").startswith("3.2."):
+        source = _source_in_3_2(kernel, signature, constants, attributes)
+    else:
+        source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=target_of(architecture), options=dict(options))
+
+
+def _source_in_3_2(kernel, signature, constants, attributes):
+    from triton.backends.compiler import AttrsDescriptor  # pyright: ignore[reportAttributeAccessIssue]
+    from triton.compiler import ASTSource
+
+    names = kernel.arg_names
+    hints = {i: 16 for (i,) in attributes} | {
+        i: 1 for (i,), value in constants.items() if value_is_one(value) and not kernel.params[i].is_constexpr
+    }
+    types = {
+        name: "*i8" if constants.get((i,), 0) is None else "i32" if hints.get(i) == 1 else signature[name]
+        for i, name in enumerate(names)
+        if not kernel.params[i].is_constexpr
+    }
+    return ASTSource(kernel, types, {names[i]: v for (i,), v in constants.items()}, AttrsDescriptor.from_hints(hints))
 
 
 def value_is_one(value: Any) -> bool:

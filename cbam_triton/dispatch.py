@@ -7,26 +7,22 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
-from torch.autograd import forward_ad
-from torch.jit._trace import is_tracing
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import reference
 from .arguments import check_conv, check_epilogue, check_mlp, check_x, is_usual
 from .kernels import device as kernel_device
 from .norms import NO_NORM, check_batch, fixed_statistics, learns, normalises_by_batch, update_statistics
+from .readers import reads
 from .reference import Norm
 from .settings import current_backend, current_schedule
-from .variant import DEFAULT, Variant
+from .variant import DEFAULT, Variant, encoded, maps_of
 
 Activation = Literal["relu"] | None
 
 _KERNEL_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 _MAX_KERNEL_SIZE = 15
 _NO_MLP = (None, None, None, None)
-
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.onnx.is_in_onnx_export)
 
 
 Descriptor = Callable[[Tensor], Tensor]
@@ -57,7 +53,7 @@ def refined(
     if not usual:
         check_x(x)
         if conv_weight is not None:
-            check_conv(x, conv_weight, conv_bias, None if descriptor is not None else variant.maps)
+            check_conv(x, conv_weight, conv_bias, None if descriptor is not None else maps_of(variant))
         if mlp is not None:
             check_mlp(x, *mlp)
     relu = activation == "relu"
@@ -87,7 +83,7 @@ def gates(
 ) -> AttentionMaps:
     """`attention_maps` of a variant that is known to be right."""
     check_x(x)
-    check_conv(x, conv_weight, conv_bias, None if descriptor is not None else variant.maps)
+    check_conv(x, conv_weight, conv_bias, None if descriptor is not None else maps_of(variant))
     check_mlp(x, *mlp)
     by_kernels = _kernels_run(x, conv_weight) and descriptor is None and variant.arrangement != "spatial_first"
     if by_kernels and not _gradient_needed(x, (*mlp, conv_weight, conv_bias)):
@@ -96,7 +92,7 @@ def gates(
         flat, planes = _as_planes(x)
         weights, kernel = _canonical(mlp, conv_weight, variant)
         assert kernel is not None
-        g, z = ops.gates(flat, *weights, kernel, conv_bias, current_schedule(), variant.code, planes)
+        g, z = ops.gates(flat, *weights, kernel, conv_bias, current_schedule(), encoded(variant), planes)
         s = reference.gate(reference.normed(z.view(x.shape[0], 1, *x.shape[2:]), norm), variant)
     else:
         g, s = reference.attention_maps(x, mlp, conv_weight, conv_bias, norm, variant, descriptor)
@@ -146,7 +142,7 @@ def _canonical(mlp: Mlp, conv_weight: Tensor | None, variant: Variant) -> tuple[
         fc1_weight = F.pad(fc1_weight, (0, 0, 0, 1))
         fc1_bias = None
         fc2_weight = None if fc2_weight is None else F.pad(fc2_weight, (0, 1))
-    if conv_weight is not None and variant.maps == 2 and variant.spatial_pools[0] == "max":
+    if conv_weight is not None and maps_of(variant) == 2 and variant.spatial_pools[0] == "max":
         conv_weight = conv_weight.flip(1)
     return (fc1_weight, fc1_bias, fc2_weight, fc2_bias), conv_weight
 
@@ -170,7 +166,7 @@ def _run_kernels(
     from . import ops
 
     layer = (*mlp, conv_weight, conv_bias)
-    schedule, code = current_schedule(), variant.code
+    schedule, code = current_schedule(), encoded(variant)
     statistics = NO_NORM if norm is None else fixed_statistics(norm, x, ndim)
     by_batch = statistics is None and normalises_by_batch(norm, x, ndim)
     needed = _gradient_needed(x, (residual, *layer)) or (by_batch and variant.arrangement == "spatial_first")
@@ -210,16 +206,8 @@ def _kernels_run(x: Tensor, conv_weight: Tensor | None) -> bool:
         if backend == "triton":
             raise RuntimeError(_why_not(x))
         return False
-    # Inside a forward-mode level any tensor may carry a tangent, which no kernel would propagate.
     too_wide = conv_weight is not None and conv_weight.shape[-1] > _MAX_KERNEL_SIZE
-    if too_wide or forward_ad._current_level >= 0:
-        return False
-    # One of the first two is on in ONNX export. The transforms of torch.func need rules that operators have not.
-    return not (_is_exporting() or is_tracing() or _transformed())
-
-
-def _transformed() -> bool:
-    return _functorch.maybe_current_level() is not None
+    return not too_wide and not reads()
 
 
 def _gradient_needed(x: Tensor, others: tuple[Tensor | None, ...]) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .blocks import RELU, Block, find_blocks, find_stage_ends, last_convolution, norm_width, run
 from .nn import CBAM, Layers, SpatialNorm
-from .variant import DEFAULT, ChannelPool, Gate, SpatialPool
+from .variant import DEFAULT, ChannelPool, Gate, SpatialPool, passes_of
 
 # Either starts a gate at 0.9997. The changes of all blocks add up: at sigmoid(6), 0.9975, an untrained ResNet-18 would
 # change by 2.6 percent instead of 0.4. The price is the slope, 0.0003 instead of the 1/4 of a gate at its middle. The
@@ -145,7 +145,7 @@ def _open(layer: CBAM) -> None:
     if channel is not None:
         last = channel.fc1 if channel.fc2 is None else channel.fc2
         _constant(last.weight, 0.0, "mlp_bias=True")
-        _constant(last.bias, _OPEN[channel.variant.gate] / channel.variant.passes, "mlp_bias=True")
+        _constant(last.bias, _OPEN[channel.variant.gate] / passes_of(channel.variant), "mlp_bias=True")
     if spatial is not None:
         last = spatial.conv if spatial.norm is None else spatial.norm
         _constant(last.weight, 0.0, 'spatial_norm="batch" or conv_bias=True')

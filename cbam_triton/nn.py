@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .checkpoints import convert_state_dict
 from .dispatch import Activation, AttentionMaps, gates, refined
 from .parameters import linear, mlp_of, weights_of
-from .variant import DEFAULT, Arrangement, ChannelPool, Gate, SpatialPool, Variant, checked_variant
+from .variant import DEFAULT, Arrangement, ChannelPool, Gate, SpatialPool, Variant, checked_variant, maps_of
 
 SpatialNorm = Literal["batch"] | None
 Layers = Literal["channel_first", "spatial_first", "parallel", "channel_only", "spatial_only"]
@@ -133,7 +133,7 @@ class SpatialAttention(_Layer):
             spatial_pools=DEFAULT.spatial_pools if squeezed else spatial_pools, gate=gate, light=light
         )
         convolution: Any = _CONVOLUTIONS[dims]
-        maps, padding = 1 if squeezed else self.variant.maps, kernel_size // 2
+        maps, padding = 1 if squeezed else maps_of(self.variant), kernel_size // 2
         self.conv: Any = convolution(maps, 1, kernel_size, padding=padding, bias=conv_bias, device=device, dtype=dtype)
         self.norm: nn.Module | None
         self.register_module("norm", _BATCH_NORMS[dims](1, device=device, dtype=dtype) if spatial_norm else None)

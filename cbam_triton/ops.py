@@ -5,8 +5,8 @@ Shapes and dtypes are checked in `dispatch`; a None among the parameters leaves 
 a gradient of that gradient is computed by the reference.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Sequence  # noqa: UP035 -- the one of them that PyTorch 2.6 infers a schema from
 
 import torch
 from torch import Tensor

@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .norms import Norm
-from .variant import DEFAULT, Variant
+from .readers import is_exporting
+from .variant import DEFAULT, Variant, passes_of
 
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.onnx.is_in_onnx_export)
+# Inductor of PyTorch 2.6 takes any sum of integers for int64, and reads it as what it was declared.
+_ORDER = torch.int32 if hasattr(torch.compiler, "is_exporting") else torch.int64
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
@@ -42,7 +44,7 @@ def channel_gate(
     hidden = _linear(torch.stack(channel_pool(x, variant)), fc1_weight, fc1_bias)
     if fc2_weight is None:
         return gate(hidden.sum(0), variant)
-    bias = None if fc2_bias is None else variant.passes * fc2_bias
+    bias = None if fc2_bias is None else fc2_bias.expand(passes_of(variant), -1).sum(0)
     return gate(_linear(F.relu(hidden).sum(0), fc2_weight, bias), variant)
 
 
@@ -64,15 +66,16 @@ def spatial_logit(
     dtype = torch.promote_types(x.dtype, conv_weight.dtype)
     bias = None if conv_bias is None else conv_bias.to(dtype)
     convolution = _CONVOLUTIONS[conv_weight.ndim]
-    return convolution(maps.to(dtype), conv_weight.to(dtype), bias, padding=conv_weight.shape[-1] // 2)
+    padding = [size // 2 for size in conv_weight.shape[2:]]
+    return convolution(maps.to(dtype), conv_weight.to(dtype), bias, padding=padding)
 
 
 def normed(z: Tensor, norm: Norm | None) -> Tensor:
     """norm(z), with z in the norm's own dtype."""
     if norm is None:
         return z
-    parameter = next(norm.parameters(), None) if isinstance(norm, nn.Module) else None
-    return norm(z if parameter is None else z.to(parameter.dtype))
+    parameters = list(norm.parameters()) if isinstance(norm, nn.Module) else []
+    return norm(z.to(parameters[0].dtype) if parameters else z)
 
 
 def gate(logits: Tensor, variant: Variant = DEFAULT) -> Tensor:
@@ -196,7 +199,7 @@ def _fused_max(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """max over dims, kept, without the arg-max and the scatter of max(dim), of which Inductor makes slow code."""
     sizes = [size if dim in dims else 1 for dim, size in enumerate(x.shape)]
     # -1, -2, ...: by cumsum, which lies in memory; an arange would be computed anew, element by element.
-    order = torch.full((prod(sizes),), -1, dtype=torch.int32, device=x.device).cumsum(0, dtype=torch.int32)
+    order = torch.full((prod(sizes),), -1, dtype=_ORDER, device=x.device).cumsum(0, dtype=_ORDER)
     return _FirstMax.apply(x, order.view(sizes), dims)
 
 
@@ -216,7 +219,7 @@ class _FirstMax(torch.autograd.Function):
 
 
 def _inductor_on_cpu(x: Tensor) -> bool:
-    return x.is_cpu and torch.compiler.is_dynamo_compiling() and not _is_exporting()
+    return x.is_cpu and torch.compiler.is_dynamo_compiling() and not is_exporting()
 
 
 def _pixel_norm(x: Tensor) -> Tensor:

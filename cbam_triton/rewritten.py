@@ -93,4 +93,4 @@ def _fits(residual: Any, x: Any) -> bool:
 
 def _is_plain(relu: nn.Module) -> bool:
     """Whether this is still a ReLU that does nothing else; asked at each call, as hooks come and go."""
-    return type(relu) is nn.ReLU and "forward" not in vars(relu) and not any(getattr(relu, hooks) for hooks in HOOKS)
+    return type(relu) is nn.ReLU and "forward" not in relu.__dict__ and not any(getattr(relu, hooks) for hooks in HOOKS)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
@@ -58,6 +59,11 @@ class Tracer(fx.Tracer):
     """Traces to a graph in which what is in place stays in place, and in which no value but Python's own is fixed."""
 
     proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        # These are not Python's, and in PyTorch 2.6 refuse a placeholder for a size.
+        super().__init__(autowrap_functions=(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d))
+        self._autowrap_search.append(F)
 
     def graph_of(self, module: nn.Module) -> fx.Graph:
         """The graph of the module's forward, in the mode that it is in.

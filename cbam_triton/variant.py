@@ -21,30 +21,33 @@ class Variant(NamedTuple):
     gate: Gate = "sigmoid"
     light: bool = False
 
-    @property
-    def passes(self) -> int:
-        """How often the second layer of the MLP counts: once a pool, or once."""
-        return 1 if self.light else len(self.channel_pools)
-
-    @property
-    def maps(self) -> int:
-        """Input channels of the convolution."""
-        return 1 if self.light else len(self.spatial_pools)
-
-    @property
-    def code(self) -> str:
-        """The variant as an operator gets it; `decoded` is its inverse."""
-        if self == DEFAULT:
-            return ""
-        pools = "+".join(self.channel_pools), "+".join(self.spatial_pools)
-        return "/".join((*pools, self.arrangement, self.gate, "light" if self.light else ""))
-
 
 DEFAULT = Variant()
 
 
+# Functions, not properties: torch.compile of PyTorch 2.6 knows none of a named tuple.
+
+
+def passes_of(variant: Variant) -> int:
+    """How often the second layer of the MLP counts: once a pool, or once."""
+    return 1 if variant.light else len(variant.channel_pools)
+
+
+def maps_of(variant: Variant) -> int:
+    """Input channels of the convolution."""
+    return 1 if variant.light else len(variant.spatial_pools)
+
+
+def encoded(variant: Variant) -> str:
+    """The variant as an operator gets it; `decoded` is its inverse."""
+    if variant == DEFAULT:
+        return ""
+    pools = "+".join(variant.channel_pools), "+".join(variant.spatial_pools)
+    return "/".join((*pools, variant.arrangement, variant.gate, "light" if variant.light else ""))
+
+
 def decoded(code: str) -> Variant:
-    """The variant of a `Variant.code`."""
+    """The variant of an `encoded` one."""
     if not code:
         return DEFAULT
     channel, spatial, arrangement, gate, light = code.split("/")

@@ -21,6 +21,7 @@ pytest.importorskip("triton")
 
 from cbam_triton.kernels import call, gradients
 
+from . import IN_2_6
 from .cases import FORMATS, both_formats, both_schedules, normal, of_interpreted_exp
 from .errors import assert_as_good_as_eager, assert_gradients_as_good_as_eager, assert_same
 from .published import randomised
@@ -122,7 +123,7 @@ def test_a_backward_without_norm_is_one_memset_and_two_kernels(relu, monkeypatch
         by_sum_of_squares(module, x, *([residual] if relu else []))
     assert seen.kernels == ["backward_wavefront", "weight_gradients_kernel"]
     work = seen.operators - Counter(dict.fromkeys(ALLOCATIONS, 1 << 20))
-    assert work.pop("zeros") == 1
+    assert work.pop("new_zeros") == 1
     assert work.total() <= 4, f"small operators besides the kernels: {dict(work)}"
 
 
@@ -143,6 +144,7 @@ def test_compiled_autograd_gives_the_gradients_of_eager(backend, device):
     assert_same([leaf.grad for leaf in leaves], expected)
 
 
+@pytest.mark.skipif(IN_2_6, reason="compiled autograd of PyTorch 2.6 takes no operator that calls another backwards")
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_a_compiled_step_with_its_backward_gives_the_gradients_of_eager(device):
     module, x, residual = block(device)

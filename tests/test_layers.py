@@ -20,7 +20,7 @@ STOREYS = [
     {"kernels", "second_order"},
     {"arguments", "blocks", "layout", "reference", "settings"},
     {"checkpoint_formats", "forwards", "norms", "parameters", "variant"},
-    {"readings", "term_functions", "terms", "traces"},
+    {"readers", "readings", "term_functions", "terms", "traces"},
 ]
 
 

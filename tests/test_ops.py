@@ -72,10 +72,11 @@ def test_operators_refuse_a_gradient(device):
 
 def _two_steps(weights, schedule):
     """The layer with a norm between its kernels: all three operators in one graph."""
+    parameters = tuple(weights)
 
     def run(x):
-        g, z = ops.gates(x, *weights[:6], schedule)
-        return ops.apply_gates(x, g, z - z.mean()), ops.cbam(x, *weights[:11], schedule)
+        g, z = ops.gates(x, *parameters[:6], schedule)
+        return ops.apply_gates(x, g, z - z.mean()), ops.cbam(x, *parameters[:11], schedule)
 
     return run
 

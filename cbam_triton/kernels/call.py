@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..layout import ACCESS_BYTES
 from ..reference import gate
-from ..variant import decoded
+from ..variant import decoded, maps_of
 from .config import Problem, Sizes
 from .device import facts
 from .plan import Override, Plan, plan, pool_slots
@@ -29,7 +29,7 @@ class Weights(NamedTuple):
     norm_mean: Tensor | None = None  # 1
     norm_var: Tensor | None = None  # 1
     norm_eps: float = 0.0
-    variant: str = ""  # `Variant.code`
+    variant: str = ""  # as `encoded`
     planes: int = 1  # of x (N C H W), one below the other: the depth of three-dimensional maps
 
     @property
@@ -157,7 +157,7 @@ def places(x: Tensor, weights: Weights) -> Kept:
         if weights.fc2_weight is not None:
             preactivation = torch.empty((N, slots, weights.fc1_weight.shape[0]), dtype=acc, device=device)
     if weights.conv_weight is not None:
-        pool = torch.empty((N, H, W, variant.maps), dtype=x.dtype, device=device)
+        pool = torch.empty((N, H, W, maps_of(variant)), dtype=x.dtype, device=device)
         if "max" in variant.spatial_pools:
             spatial_argmax = torch.empty((N, H, W), dtype=_index_dtype(C), device=device)
         z = torch.empty((N, 1, H, W), dtype=acc, device=device)

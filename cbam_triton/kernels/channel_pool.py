@@ -150,9 +150,12 @@ def channel_pool_tile(
         if finished:
             total = tl.zeros([BLOCK_C], ACC)
             largest = tl.full([BLOCK_C], float("-inf"), ACC)
-            start = tl.zeros([BLOCK_C], tl.int32) if TRACK else None
-            square = tl.zeros([BLOCK_C], ACC) if LP else None
-            exponential = tl.zeros([BLOCK_C], ACC) if LSE else None
+            if TRACK:
+                start = tl.zeros([BLOCK_C], tl.int32)
+            if LP:
+                square = tl.zeros([BLOCK_C], ACC)
+            if LSE:
+                exponential = tl.zeros([BLOCK_C], ACC)
             for i in range(chunks):
                 chunk_ptr = partial_ptr + i * parts
                 total += tl.load(chunk_ptr + lane)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..variant import decoded
+from ..variant import decoded, encoded
 from . import grid
 from .call import Call, Kept, Weights, accumulator, launch, places, plan_of, spatial_gate
 from .plan import Override
@@ -132,7 +132,7 @@ def _parted(call: Call, schedule: str, override: Override | None) -> tuple[Tenso
     """Both gates, the spatial one first, parted by the mean and variance of the logits, which are returned."""
     kept, weights = call.kept, call.weights
     assert kept.z is not None
-    alone = decoded(weights.variant)._replace(arrangement="channel_first").code
+    alone = encoded(decoded(weights.variant)._replace(arrangement="channel_first"))
     spatial = _NOTHING._replace(
         conv_weight=weights.conv_weight, conv_bias=weights.conv_bias, variant=alone, planes=weights.planes
     )

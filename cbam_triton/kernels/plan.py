@@ -92,7 +92,7 @@ def plan(
     """The plan for an x of this shape, strides, address (modulo the widest access) and dtype.
 
     R is the hidden width, 0 without channel attention, K the kernel size over `dims` axes, 0 without spatial attention;
-    `variant` is a `Variant.code`. The schedule "auto" is chosen here.
+    `variant` is an `encoded` one. The schedule "auto" is chosen here.
     """
     form = decoded(variant)
     x = torch.empty_strided(shape, strides, dtype=dtype, device="meta")

@@ -96,7 +96,9 @@ def _mlp_weights(
         ptrs = dfc2_weight_ptr + (c[:, None] * R + r[None, :])
         tl.store(ptrs, dfc2.to(dfc2_weight_ptr.dtype.element_ty), mask=inside_c[:, None] & inside_r[None, :])
     if dfc1_bias_ptr is not None:
-        tl.store(dfc1_bias_ptr + r, dz_total.to(dfc1_bias_ptr.dtype.element_ty), mask=inside_r & (c_block == 0))
+        if c_block == 0:
+            tl.store(dfc1_bias_ptr + r, dz_total.to(dfc1_bias_ptr.dtype.element_ty), mask=inside_r)
     if dfc2_bias_ptr is not None:
-        dq_total *= pool_count(CHANNEL_POOLS)
-        tl.store(dfc2_bias_ptr + c, dq_total.to(dfc2_bias_ptr.dtype.element_ty), mask=inside_c & (r_block == 0))
+        if r_block == 0:
+            dq_total *= pool_count(CHANNEL_POOLS)
+            tl.store(dfc2_bias_ptr + c, dq_total.to(dfc2_bias_ptr.dtype.element_ty), mask=inside_c)
