@@ -14,6 +14,8 @@ import pytest
 
 from bench.ptx import Access, accesses
 
+from . import release
+
 pytest.importorskip("triton")
 
 NVIDIA = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -91,8 +93,10 @@ def test_no_load_is_non_coherent():
 
 @pytest.mark.parametrize("architecture", OTHERS)
 def test_the_wavefront_compiles_for_older_and_other_gpus(architecture):
-    rows = compiled(OTHERS, ("32x256x28x28",), schedules=("wavefront",))
-    assert {row["layout"] for row in rows if row["architecture"] == architecture} == {"nchw", "channels_last"}
+    if architecture.startswith("gfx") and release("triton") < (3, 5):
+        pytest.skip("earlier releases of Triton compile for AMD with an installed ROCm")
+    rows = compiled((architecture,), ("32x256x28x28",), schedules=("wavefront",))
+    assert {row["layout"] for row in rows} == {"nchw", "channels_last"}
 
 
 @pytest.mark.slow

@@ -47,8 +47,9 @@ def _input_gradient(
         if ARRANGEMENT == "channel_first":
             d += e
     if gate_ptr is not None:
-        if x is not None and ARRANGEMENT == "spatial_first" and s is not None:
-            x *= s[None, :]
+        if x is not None and s is not None:
+            if ARRANGEMENT == "spatial_first":
+                x *= s[None, :]
         d = through_channel_gate(
             x, d, gate_ptr, pools_ptr, dpools_ptr, channel_argmax_ptr, c, inside_c, p, C, CHANNEL_POOLS
         )  # fmt: skip
@@ -79,7 +80,10 @@ def input_gradient_tile(
     """
     READS_X: tl.constexpr = gate_ptr is not None and (NORM | LOGSUMEXP) & CHANNEL_POOLS != 0
     inside_p = p < P
-    s, low, high, spatial_at = None, None, None, None
+    s = None
+    low = None
+    high = None
+    spatial_at = None
     if dmaps_ptr is not None:
         s = tl.load(s_ptr + p, mask=inside_p, other=0.0)
         low = tl.load(dmaps_ptr + p, mask=inside_p, other=0.0)
@@ -97,9 +101,8 @@ def input_gradient_tile(
     for c0 in range(c_begin, full, BLOCK_C):
         c = c0 + lane
         d = tl.load(d_ptrs, mask=inside_p[None, :], eviction_policy="evict_first").to(ACC)
-        x = None
+        x = tl.load(x_ptrs, mask=inside_p[None, :], eviction_policy="evict_first").to(ACC) if READS_X else None
         if READS_X:
-            x = tl.load(x_ptrs, mask=inside_p[None, :], eviction_policy="evict_first").to(ACC)
             x_ptrs += BLOCK_C * x_stride_c
         dx = _input_gradient(
             x, d, s, low, high, spatial_at, gate_ptr, pools_ptr, dpools_ptr, channel_argmax_ptr, c, None, p, C,

@@ -150,43 +150,46 @@ def cbam_wavefront(
     if s_ptr is not None:
         s_ptr += n * P
 
-    if CHANNEL and stage == (2 if SPATIAL_FIRST else 0):
-        if SPATIAL_FIRST:
-            wait_for(map_done_ptr, pixel_tiles)
-        hidden_ptr += n * (blocks * POOLS * R)
-        pooled = channel_pool_tile(
-            x_ptr, s_ptr, fc1_weight_ptr, partial_ptr + n * (pool_tiles * (POOLS + 1) * POOL_C), pool_done_ptr + 4,
-            hidden_ptr, pools_ptr, channel_argmax_ptr, tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p,
-            POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, CHANNEL_POOLS,
-        )  # fmt: skip
-        if pooled:
-            if publish(pool_done_ptr) == blocks - 1:
-                channel_mlp_tile(
-                    hidden_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr, preactivation_ptr,
-                    0, C, C, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS, HARD,
-                )  # fmt: skip
-                publish(gate_done_ptr)
-    elif SPATIAL and stage == (1 if CHANNEL and not SPATIAL_FIRST else 0):
-        if CHANNEL and ARRANGEMENT == "channel_first":
-            wait_for(gate_done_ptr, 1)
-        spatial_pool_tile(
-            x_ptr, gate_ptr if ARRANGEMENT == "channel_first" else None, pool_ptr, kept_ptr, spatial_argmax_ptr,
-            tile, C, P, W, plane, x_stride_c, x_stride_p, K, DIMS,
-            SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, SPATIAL_POOLS,
-        )  # fmt: skip
-        publish(spatial_done_ptr)
-    elif SPATIAL_FIRST and stage == 1:
-        wait_for(spatial_done_ptr, spatial_tiles)
-        p = tile * APPLY_P + tl.arange(0, APPLY_P)
-        z = spatial_logit(
-            pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, plane, K, DIMS, BLOCK_K, ACC, SPATIAL_POOLS
-        )  # fmt: skip
-        s = gate_of(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC), HARD)
-        tl.store(s_ptr + p, s, mask=p < P)
-        if z_ptr is not None:
-            tl.store(z_ptr + n * P + p, z, mask=p < P)
-        publish(map_done_ptr)
-    else:
+    if CHANNEL:
+        if stage == (2 if SPATIAL_FIRST else 0):
+            if SPATIAL_FIRST:
+                wait_for(map_done_ptr, pixel_tiles)
+            hidden_ptr += n * (blocks * POOLS * R)
+            pooled = channel_pool_tile(
+                x_ptr, s_ptr, fc1_weight_ptr, partial_ptr + n * (pool_tiles * (POOLS + 1) * POOL_C), pool_done_ptr + 4,
+                hidden_ptr, pools_ptr, channel_argmax_ptr, tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p,
+                POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, CHANNEL_POOLS,
+            )  # fmt: skip
+            if pooled:
+                if publish(pool_done_ptr) == blocks - 1:
+                    channel_mlp_tile(
+                        hidden_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, gate_ptr, preactivation_ptr,
+                        0, C, C, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS, HARD,
+                    )  # fmt: skip
+                    publish(gate_done_ptr)
+    if SPATIAL:
+        if stage == (1 if CHANNEL and not SPATIAL_FIRST else 0):
+            if CHANNEL and ARRANGEMENT == "channel_first":
+                wait_for(gate_done_ptr, 1)
+            spatial_pool_tile(
+                x_ptr, gate_ptr if ARRANGEMENT == "channel_first" else None, pool_ptr, kept_ptr, spatial_argmax_ptr,
+                tile, C, P, W, plane, x_stride_c, x_stride_p, K, DIMS,
+                SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, SPATIAL_POOLS,
+            )  # fmt: skip
+            publish(spatial_done_ptr)
+    if SPATIAL_FIRST:
+        if stage == 1:
+            wait_for(spatial_done_ptr, spatial_tiles)
+            p = tile * APPLY_P + tl.arange(0, APPLY_P)
+            z = spatial_logit(
+                pool_ptr, conv_weight_ptr, conv_bias_ptr, p, P, W, plane, K, DIMS, BLOCK_K, ACC, SPATIAL_POOLS
+            )  # fmt: skip
+            s = gate_of(normed(z, norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, NORM_EPS, ACC), HARD)
+            tl.store(s_ptr + p, s, mask=p < P)
+            if z_ptr is not None:
+                tl.store(z_ptr + n * P + p, z, mask=p < P)
+            publish(map_done_ptr)
+    if stage == 3:
         p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
         s = None
         if s_ptr is not None:
@@ -201,8 +204,9 @@ def cbam_wavefront(
             if z_ptr is not None:
                 if tile < pixel_tiles:
                     tl.store(z_ptr + n * P + p, z if LOGITS or norm_mean_ptr is not None else s, mask=p < P)
-        if CHANNEL and (ARRANGEMENT == "parallel" or not SPATIAL) and s_ptr is None:
-            wait_for(gate_done_ptr, 1)
+        if CHANNEL and s_ptr is None:
+            if ARRANGEMENT == "parallel" or not SPATIAL:
+                wait_for(gate_done_ptr, 1)
         if not LOGITS:
             c_begin = (tile // pixel_tiles) * APPLY_SPLIT
             y_offset = n * known_multiple(y_stride_n, VEC)

@@ -147,67 +147,72 @@ def backward_wavefront(
         d_stride_c = dy_stride_c
         d_stride_p = dy_stride_p
 
-    if LOGIT and stage == (1 if SPATIAL_FIRST else 0):
-        if SPATIAL_FIRST:
-            wait_for(dpools_done_ptr, 1)
-        logit_gradient_tile(
-            x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr,
-            pools_ptr if SPATIAL_FIRST else None, dpools_ptr if SPATIAL_FIRST else None,
-            channel_argmax_ptr if SPATIAL_FIRST else None, z_ptr, dz_ptr,
-            norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, tile, C, P, W, plane,
-            x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, dx_stride_c, dx_stride_p,
-            K, DIMS, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
-            CHANNEL_POOLS, HARD,
-        )  # fmt: skip
-        publish(logit_done_ptr)
-    elif SPATIAL and INPUT and stage == (2 if SPATIAL_FIRST else 1):
-        if LOGIT:
-            wait_for(logit_done_ptr, logit_tiles)
-        if share_ptr is not None:
-            share_ptr += n * (tap_chunks * share_size(K, DIMS, BLOCK_K, SPATIAL_POOLS))
-        to_maps = map_gradient_tile(
-            dz_ptr, z_ptr, pool_ptr + n * (M * P), conv_weight_ptr,
-            norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, s_ptr, dmaps_ptr, share_ptr,
-            tile, map_tiles, C, P, W, plane,
-            NORM_EPS, GIVEN, K, DIMS, BLOCK_K, MAP_P, TAP_SPLIT, ACC, SPATIAL_POOLS, HARD, ARRANGEMENT,
-        )  # fmt: skip
-        if to_maps:
-            publish(map_done_ptr)
-    elif CHANNEL and (LOGIT or not SPATIAL_FIRST) and stage == (0 if SPATIAL_FIRST else 2):
-        if SPATIAL and not SPATIAL_FIRST:
-            wait_for(map_done_ptr, map_tiles)
-        dh_ptr += n * (blocks * R)
-        finished = channel_gradient_tile(
-            x_ptr, d_ptr, s_ptr, dmaps_ptr, spatial_argmax_ptr, gate_ptr, fc2_weight_ptr,
-            partial_ptr + n * (blocks * chunks * POOL_C), dpools_done_ptr + 1, dq_ptr + n * C, dh_ptr,
-            tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p, d_stride_c, d_stride_p,
-            POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, HARD, ARRANGEMENT,
-        )  # fmt: skip
-        if finished:
-            if publish(channel_done_ptr) == blocks - 1:
-                if fc2_weight_ptr is None:
-                    mlp_gradient_tile(
-                        dq_ptr + n * C, None, pools_ptr, fc1_weight_ptr, hidden_ptr + n * ((POOLS + 1) * R), dpools_ptr,
-                        0, C, C, P, R, 1, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS,
-                    )  # fmt: skip
-                else:
-                    mlp_gradient_tile(
-                        dh_ptr, preactivation_ptr + n * (POOLS * R), pools_ptr, fc1_weight_ptr,
-                        hidden_ptr + n * ((POOLS + 1) * R), dpools_ptr,
-                        0, C, C, P, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS,
-                    )  # fmt: skip
-                publish(dpools_done_ptr)
-    elif INPUT:
-        if CHANNEL and not SPATIAL_FIRST:
-            wait_for(dpools_done_ptr, 1)
-        else:
-            wait_for(map_done_ptr, map_tiles)
-        p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
-        c_begin = (tile // pixel_tiles) * APPLY_SPLIT
-        input_gradient_tile(
-            x_ptr, d_ptr, dx_ptr + dx_offset, s_ptr, dmaps_ptr, spatial_argmax_ptr,
-            gate_ptr, pools_ptr, dpools_ptr, channel_argmax_ptr,
-            p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P,
-            x_stride_c, x_stride_p, d_stride_c, d_stride_p, dx_stride_c, dx_stride_p,
-            APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC, CHANNEL_POOLS, ARRANGEMENT,
-        )  # fmt: skip
+    if LOGIT:
+        if stage == (1 if SPATIAL_FIRST else 0):
+            if SPATIAL_FIRST:
+                wait_for(dpools_done_ptr, 1)
+            logit_gradient_tile(
+                x_ptr, dy_ptr, y_ptr, dr_ptr, gate_ptr,
+                pools_ptr if SPATIAL_FIRST else None, dpools_ptr if SPATIAL_FIRST else None,
+                channel_argmax_ptr if SPATIAL_FIRST else None, z_ptr, dz_ptr,
+                norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, tile, C, P, W, plane,
+                x_stride_c, x_stride_p, dy_stride_c, dy_stride_p, dx_stride_c, dx_stride_p,
+                K, DIMS, NORM_EPS, SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC,
+                CHANNEL_POOLS, HARD,
+            )  # fmt: skip
+            publish(logit_done_ptr)
+    if SPATIAL and INPUT:
+        if stage == (2 if SPATIAL_FIRST else 1):
+            if LOGIT:
+                wait_for(logit_done_ptr, logit_tiles)
+            if share_ptr is not None:
+                share_ptr += n * (tap_chunks * share_size(K, DIMS, BLOCK_K, SPATIAL_POOLS))
+            to_maps = map_gradient_tile(
+                dz_ptr, z_ptr, pool_ptr + n * (M * P), conv_weight_ptr,
+                norm_weight_ptr, norm_bias_ptr, norm_mean_ptr, norm_var_ptr, s_ptr, dmaps_ptr, share_ptr,
+                tile, map_tiles, C, P, W, plane,
+                NORM_EPS, GIVEN, K, DIMS, BLOCK_K, MAP_P, TAP_SPLIT, ACC, SPATIAL_POOLS, HARD, ARRANGEMENT,
+            )  # fmt: skip
+            if to_maps:
+                publish(map_done_ptr)
+    if CHANNEL and (LOGIT or not SPATIAL_FIRST):
+        if stage == (0 if SPATIAL_FIRST else 2):
+            if SPATIAL and not SPATIAL_FIRST:
+                wait_for(map_done_ptr, map_tiles)
+            dh_ptr += n * (blocks * R)
+            finished = channel_gradient_tile(
+                x_ptr, d_ptr, s_ptr, dmaps_ptr, spatial_argmax_ptr, gate_ptr, fc2_weight_ptr,
+                partial_ptr + n * (blocks * chunks * POOL_C), dpools_done_ptr + 1, dq_ptr + n * C, dh_ptr,
+                tile, chunks, chunk, C, P, R, x_stride_c, x_stride_p, d_stride_c, d_stride_p,
+                POOL_C, POOL_P, POOL_R, POOL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, HARD, ARRANGEMENT,
+            )  # fmt: skip
+            if finished:
+                if publish(channel_done_ptr) == blocks - 1:
+                    if fc2_weight_ptr is None:
+                        mlp_gradient_tile(
+                            dq_ptr + n * C, None, pools_ptr, fc1_weight_ptr,
+                            hidden_ptr + n * ((POOLS + 1) * R), dpools_ptr,
+                            0, C, C, P, R, 1, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS,
+                        )  # fmt: skip
+                    else:
+                        mlp_gradient_tile(
+                            dh_ptr, preactivation_ptr + n * (POOLS * R), pools_ptr, fc1_weight_ptr,
+                            hidden_ptr + n * ((POOLS + 1) * R), dpools_ptr,
+                            0, C, C, P, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS,
+                        )  # fmt: skip
+                    publish(dpools_done_ptr)
+    if INPUT:
+        if stage == 3:
+            if CHANNEL and not SPATIAL_FIRST:
+                wait_for(dpools_done_ptr, 1)
+            else:
+                wait_for(map_done_ptr, map_tiles)
+            p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
+            c_begin = (tile // pixel_tiles) * APPLY_SPLIT
+            input_gradient_tile(
+                x_ptr, d_ptr, dx_ptr + dx_offset, s_ptr, dmaps_ptr, spatial_argmax_ptr,
+                gate_ptr, pools_ptr, dpools_ptr, channel_argmax_ptr,
+                p, c_begin, tl.minimum(c_begin + APPLY_SPLIT, C), C, P,
+                x_stride_c, x_stride_p, d_stride_c, d_stride_p, dx_stride_c, dx_stride_p,
+                APPLY_C, VEC, CHANNELS_LAST, INDEX, ACC, CHANNEL_POOLS, ARRANGEMENT,
+            )  # fmt: skip
