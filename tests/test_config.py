@@ -121,3 +121,13 @@ def test_registers_are_limited_where_ptxas_would_spill(C, backward, schedule, tr
     assert table.registers(problem._replace(itemsize=4), schedule, training) == (168 if training else limit)
     every_pool = problem._replace(spatial_first=True, pools=4)
     assert table.registers(every_pool, schedule, training) == (200 if backward else limit)
+
+
+@pytest.mark.parametrize("numpy, runs", [("2.3.5", True), ("2.4.6", False)])
+def test_an_interpreter_that_numpy_is_too_new_for_is_named(numpy, runs, monkeypatch):
+    monkeypatch.setattr(device_facts, "interpreted", lambda: True)
+    monkeypatch.setattr("triton.__version__", "3.6.0")
+    monkeypatch.setattr("numpy.__version__", numpy)
+    assert (device_facts.device_type() == "cpu") == runs
+    if not runs:
+        assert "Triton 3.6.0 fails with NumPy 2.4.6: pip install 'numpy<2.4'" in device_facts.missing()

@@ -408,7 +408,8 @@ def test_wrappers_are_looked_through_and_shared_modules_counted_once():
 
 
 def test_a_script_module_is_left_alone():
-    with warnings.catch_warnings(action="ignore"):  # in some releases that TorchScript is deprecated
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # in some releases that TorchScript is deprecated
         model = torch.jit.script(cbam_triton.timm.CbamModule(8))
     assert "compiled by TorchScript" in convert_cbam(model).skipped[0].note
 

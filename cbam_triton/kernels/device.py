@@ -42,12 +42,31 @@ def missing() -> str | None:
     """What keeps the kernels from running here and what to do about it; None if nothing does."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install triton (Linux), or use backend='reference'"
-    if not interpreted() and _driver_device_type() is None:
+    if interpreted():
+        return _uninterpretable()
+    if _driver_device_type() is None:
         return (
             "Triton has no active GPU driver: install the GPU's driver, set TRITON_INTERPRET=1 before the import "
             "to interpret kernels on the CPU, or use backend='reference'"
         )
     return None
+
+
+def _uninterpretable() -> str | None:
+    import numpy
+    import triton
+
+    if _release(triton.__version__) < (3, 7) and _release(numpy.__version__) >= (2, 4):
+        return (
+            f"the interpreter of Triton {triton.__version__} fails with NumPy {numpy.__version__}: pip install "
+            "'numpy<2.4', or use backend='reference'"
+        )
+    return None
+
+
+def _release(version: str) -> tuple[int, int]:
+    major, minor, *_ = version.split(".")
+    return int(major), int(minor)
 
 
 def device_type() -> str | None:
