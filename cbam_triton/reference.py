@@ -44,7 +44,7 @@ def channel_gate(
     hidden = _linear(torch.stack(channel_pool(x, variant)), fc1_weight, fc1_bias)
     if fc2_weight is None:
         return gate(hidden.sum(0), variant)
-    bias = None if fc2_bias is None else fc2_bias.expand(passes_of(variant), -1).sum(0)
+    bias = None if fc2_bias is None else passes_of(variant) * fc2_bias
     return gate(_linear(F.relu(hidden).sum(0), fc2_weight, bias), variant)
 
 

@@ -74,7 +74,7 @@ def test_an_exported_network_is_plain_aten():
     assert not [node for node in program.graph.nodes if "cbam_triton" in str(node.target)]
 
 
-@pytest.mark.skipif(IN_2_6, reason="PyTorch 2.6 exports to ONNX with an onnxscript of its time")
+@pytest.mark.skipif(IN_2_6, reason="the exporter of PyTorch 2.6 fails on a product with a number")
 @pytest.mark.parametrize("options, pixels", LAYERS, ids=IDS)
 def test_onnx_has_standard_operators_and_equal_values(options, pixels, tmp_path):
     pytest.importorskip("onnxscript")
