@@ -112,6 +112,7 @@ def report(compiled: Any, architecture: str) -> dict[str, Any]:
     ptx = compiled.asm["ptx"]
     found = list(accesses(ptx))
     facts |= resources(compiled.asm["cubin"])
+    facts["jump_tables"] = ptx.count("brx.idx")
     facts["non_coherent_loads"] = sum(".nc" in access.qualifiers for access in found)
     facts["accesses"] = [access._asdict() for access in found]
     return facts

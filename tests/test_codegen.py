@@ -91,6 +91,12 @@ def test_no_load_is_non_coherent():
     assert all(row["non_coherent_loads"] == 0 for row in rows)
 
 
+def test_stages_are_branched_to_without_a_jump_table():
+    modes = ("inference", "training", "residual", "batch_norm")
+    rows = compiled(("sm_80", "sm_90"), ("32x256x28x28",), schedules=("wavefront",), modes=modes)
+    assert all(row["jump_tables"] == 0 for row in rows)
+
+
 @pytest.mark.parametrize("architecture", OTHERS)
 def test_the_wavefront_compiles_for_older_and_other_gpus(architecture):
     if architecture.startswith("gfx") and release("triton") < (3, 5):

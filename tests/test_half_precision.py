@@ -18,7 +18,10 @@ from .cases import HALF, normal, of_interpreted_exp
 from .errors import assert_gradients_as_good_as_eager
 from .published import randomised
 
-pytestmark = [of_interpreted_exp, pytest.mark.filterwarnings("ignore:`torch.jit.script")]  # Inductor's own
+pytestmark = [
+    of_interpreted_exp,
+    pytest.mark.filterwarnings("ignore:`torch.jit.script", "ignore:Skipping serialization of"),  # Inductor's own
+]
 
 
 @pytest.fixture(autouse=True)

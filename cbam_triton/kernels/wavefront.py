@@ -102,6 +102,9 @@ def cbam_wavefront(
     SPATIAL: tl.constexpr = conv_weight_ptr is not None
     LOGITS: tl.constexpr = y_ptr is None
     SPATIAL_FIRST: tl.constexpr = SPATIAL and ARRANGEMENT == "spatial_first"
+    CHANNEL_STAGE: tl.constexpr = -1 if not CHANNEL else 2 if SPATIAL_FIRST else 0
+    SPATIAL_STAGE: tl.constexpr = -1 if not SPATIAL else 1 if CHANNEL and not SPATIAL_FIRST else 0
+    MAP_STAGE: tl.constexpr = 1 if SPATIAL_FIRST else -1
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
     POOLS = pool_slots(CHANNEL_POOLS)
     plane = plane_of(H, W, PLANES, DIMS)
@@ -150,8 +153,9 @@ def cbam_wavefront(
     if s_ptr is not None:
         s_ptr += n * P
 
-    if CHANNEL:
-        if stage == (2 if SPATIAL_FIRST else 0):
+    # The whole condition is not one, as releases of Triton before 3.4 compile what a false constexpr rules out.
+    if stage == CHANNEL_STAGE:
+        if CHANNEL:
             if SPATIAL_FIRST:
                 wait_for(map_done_ptr, pixel_tiles)
             hidden_ptr += n * (blocks * POOLS * R)
@@ -167,8 +171,8 @@ def cbam_wavefront(
                         0, C, C, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS, HARD,
                     )  # fmt: skip
                     publish(gate_done_ptr)
-    if SPATIAL:
-        if stage == (1 if CHANNEL and not SPATIAL_FIRST else 0):
+    elif stage == SPATIAL_STAGE:
+        if SPATIAL:
             if CHANNEL and ARRANGEMENT == "channel_first":
                 wait_for(gate_done_ptr, 1)
             spatial_pool_tile(
@@ -177,8 +181,8 @@ def cbam_wavefront(
                 SPATIAL_C, SPATIAL_P, SPATIAL_KEEP, VEC, CHANNELS_LAST, INDEX, ACC, SPATIAL_POOLS,
             )  # fmt: skip
             publish(spatial_done_ptr)
-    if SPATIAL_FIRST:
-        if stage == 1:
+    elif stage == MAP_STAGE:
+        if SPATIAL_FIRST:
             wait_for(spatial_done_ptr, spatial_tiles)
             p = tile * APPLY_P + tl.arange(0, APPLY_P)
             z = spatial_logit(
@@ -189,7 +193,7 @@ def cbam_wavefront(
             if z_ptr is not None:
                 tl.store(z_ptr + n * P + p, z, mask=p < P)
             publish(map_done_ptr)
-    if stage == 3:
+    else:
         p = (tile % pixel_tiles) * APPLY_P + tl.arange(0, APPLY_P)
         s = None
         if s_ptr is not None:

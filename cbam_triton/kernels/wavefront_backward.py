@@ -91,6 +91,9 @@ def backward_wavefront(
     LOGIT: tl.constexpr = SPATIAL and not GIVEN
     INPUT: tl.constexpr = dx_ptr is not None
     SPATIAL_FIRST: tl.constexpr = ARRANGEMENT == "spatial_first"
+    LOGIT_STAGE: tl.constexpr = 1 if SPATIAL_FIRST else 0
+    MAP_STAGE: tl.constexpr = 2 if SPATIAL_FIRST else 1
+    CHANNEL_STAGE: tl.constexpr = 0 if SPATIAL_FIRST else 2
     M: tl.constexpr = 2 if SPATIAL_POOLS == "mean+max" else 1
     POOLS = pool_slots(CHANNEL_POOLS)
     ROWS: tl.constexpr = 1 if DIMS == 1 else K if DIMS == 2 else K * K
@@ -147,8 +150,9 @@ def backward_wavefront(
         d_stride_c = dy_stride_c
         d_stride_p = dy_stride_p
 
-    if LOGIT:
-        if stage == (1 if SPATIAL_FIRST else 0):
+    # The whole condition is not one, as releases of Triton before 3.4 compile what a false constexpr rules out.
+    if stage == LOGIT_STAGE:
+        if LOGIT:
             if SPATIAL_FIRST:
                 wait_for(dpools_done_ptr, 1)
             logit_gradient_tile(
@@ -161,8 +165,8 @@ def backward_wavefront(
                 CHANNEL_POOLS, HARD,
             )  # fmt: skip
             publish(logit_done_ptr)
-    if SPATIAL and INPUT:
-        if stage == (2 if SPATIAL_FIRST else 1):
+    elif stage == MAP_STAGE:
+        if SPATIAL and INPUT:
             if LOGIT:
                 wait_for(logit_done_ptr, logit_tiles)
             if share_ptr is not None:
@@ -175,8 +179,8 @@ def backward_wavefront(
             )  # fmt: skip
             if to_maps:
                 publish(map_done_ptr)
-    if CHANNEL and (LOGIT or not SPATIAL_FIRST):
-        if stage == (0 if SPATIAL_FIRST else 2):
+    elif stage == CHANNEL_STAGE:
+        if CHANNEL and (LOGIT or not SPATIAL_FIRST):
             if SPATIAL and not SPATIAL_FIRST:
                 wait_for(map_done_ptr, map_tiles)
             dh_ptr += n * (blocks * R)
@@ -201,8 +205,8 @@ def backward_wavefront(
                             0, C, C, P, R, blocks, MLP_T, MLP_C, BLOCK_R, ACC, CHANNEL_POOLS,
                         )  # fmt: skip
                     publish(dpools_done_ptr)
-    if INPUT:
-        if stage == 3:
+    else:
+        if INPUT:
             if CHANNEL and not SPATIAL_FIRST:
                 wait_for(dpools_done_ptr, 1)
             else:
