@@ -7,19 +7,23 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
 
+# Before PyTorch 2.7 a flag says it, which in a compilation means an export alone.
+_flag = getattr(
+    torch.compiler, "is_exporting", lambda: torch.compiler._is_compiling_flag or torch.onnx.is_in_onnx_export()
+)
 
-def _is_exporting_in_2_6() -> bool:
-    """What `torch.compiler.is_exporting` says in later releases."""
-    if torch.compiler._is_compiling_flag or torch.onnx.is_in_onnx_export():  # a strict export sets neither
+
+def is_exporting() -> bool:
+    """`torch.compiler.is_exporting`, which torch.compile took for True in several releases, and not before 2.7."""
+    if _flag():
         return True
-    dynamo = sys.modules.get("torch._dynamo.symbolic_convert")
+    dynamo = sys.modules.get("torch._dynamo.symbolic_convert")  # a strict export sets no flag while it reads
     return bool(getattr(getattr(getattr(dynamo, "tls", None), "current_tx", None), "export", False))
 
 
-# What torch.compiler.assume_constant_result sets, without the second that its import of torch._dynamo takes.
-_is_exporting_in_2_6._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
-
-is_exporting = getattr(torch.compiler, "is_exporting", _is_exporting_in_2_6)
+# Called while torch.compile reads, not read by it: what torch.compiler.assume_constant_result sets, without the second
+# that its import of torch._dynamo takes.
+is_exporting._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def reads() -> bool:

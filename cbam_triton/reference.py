@@ -12,13 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from .norms import Norm
 from .readers import is_exporting
 from .variant import DEFAULT, Variant, passes_of
 
-# Inductor of PyTorch 2.6 takes any sum of integers for int64, and reads it as what it was declared.
-_ORDER = torch.int32 if hasattr(torch.compiler, "is_exporting") else torch.int64
+# Inductor up to PyTorch 2.9 takes any sum of ones for an arange of int64, and reads it as what it was declared.
+_ORDER = torch.int32 if TorchVersion(torch.__version__) >= "2.14" else torch.int64
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
@@ -44,7 +45,8 @@ def channel_gate(
     hidden = _linear(torch.stack(channel_pool(x, variant)), fc1_weight, fc1_bias)
     if fc2_weight is None:
         return gate(hidden.sum(0), variant)
-    bias = None if fc2_bias is None else passes_of(variant) * fc2_bias
+    # Not the product of a parameter and a number, which several releases fail to export to ONNX.
+    bias = None if fc2_bias is None else fc2_bias.expand(passes_of(variant), -1).sum(0)
     return gate(_linear(F.relu(hidden).sum(0), fc2_weight, bias), variant)
 
 
