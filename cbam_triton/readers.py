@@ -18,7 +18,7 @@ def is_exporting() -> bool:
     if _flag():
         return True
     dynamo = sys.modules.get("torch._dynamo.symbolic_convert")  # a strict export sets no flag while it reads
-    return bool(getattr(getattr(getattr(dynamo, "tls", None), "current_tx", None), "export", False))
+    return dynamo is not None and bool(getattr(getattr(dynamo.tls, "current_tx", None), "export", False))
 
 
 # Called while torch.compile reads, not read by it: what torch.compiler.assume_constant_result sets, without the second

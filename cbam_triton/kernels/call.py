@@ -132,10 +132,9 @@ class Call(NamedTuple):
         """Counters."""
         return self.x.new_zeros(size, dtype=torch.int32)
 
-    def chunk_counters(self) -> Tensor:
-        """Those of the blocks of channels that are pooled in chunks; nobody reads or writes them if none is."""
-        size = self.plan.problem.N * self.plan.blocks
-        return self.zeros(size) if self.plan.partials else self.x.new_empty(size, dtype=torch.int32)
+    def chunk_counters(self, scratch: Tensor) -> Tensor:
+        """Those of the blocks of channels that are pooled in chunks; if none is, any pointer does."""
+        return self.zeros(self.plan.problem.N * self.plan.blocks) if self.plan.partials else scratch.view(torch.int32)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

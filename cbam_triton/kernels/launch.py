@@ -202,7 +202,7 @@ def _channel_gate(call: Call, s: Tensor | None, backwards: bool) -> Tensor:
     partial, hidden, gate = _channel_scratch(call)
     launch(
         call, channel_pool_kernel, ("POOL",), grid.pool_tiles,
-        call.x, s, weights.fc1_weight, partial, hidden, kept.pools, kept.channel_argmax, call.chunk_counters(),
+        call.x, s, weights.fc1_weight, partial, hidden, kept.pools, kept.channel_argmax, call.chunk_counters(hidden),
         *call.plan.strides[:3], N, C, problem.P, R, blocks, BACKWARDS=backwards,
     )  # fmt: skip
     launch(

@@ -139,7 +139,7 @@ def channel_gradient(run: Backward) -> Tensor:
     launch(
         call, channel_gradient_kernel, ("POOL",), grid.pool_tiles,
         call.x, d, run.s, None if first else run.dmaps, kept.spatial_argmax, kept.gate, weights.fc2_weight,
-        partial, call.chunk_counters(), run.dq, dh,
+        partial, call.chunk_counters(dh), run.dq, dh,
         *plan.strides[:3], *d_strides, N, C, P, R, plan.blocks, D_ALIGNED=aligned, BACKWARDS=not first,
     )  # fmt: skip
     shares, blocks = (run.dq, 1) if weights.fc2_weight is None else (dh, plan.blocks)
