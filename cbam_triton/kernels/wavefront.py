@@ -153,7 +153,7 @@ def cbam_wavefront(
     if s_ptr is not None:
         s_ptr += n * P
 
-    # The whole condition is not one, as releases of Triton before 3.4 compile what a false constexpr rules out.
+    # Not `CHANNEL and stage == ...`: Triton before 3.4 would compile such a branch without CHANNEL too.
     if stage == CHANNEL_STAGE:
         if CHANNEL:
             if SPATIAL_FIRST:

@@ -150,7 +150,7 @@ def backward_wavefront(
         d_stride_c = dy_stride_c
         d_stride_p = dy_stride_p
 
-    # The whole condition is not one, as releases of Triton before 3.4 compile what a false constexpr rules out.
+    # Not `LOGIT and stage == ...`: Triton before 3.4 would compile such a branch without LOGIT too.
     if stage == LOGIT_STAGE:
         if LOGIT:
             if SPATIAL_FIRST:
