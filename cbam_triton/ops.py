@@ -14,6 +14,7 @@ from torch import Tensor
 from . import layout
 from .kernels import gradients, launch
 from .kernels.call import Kept, Needed, Weights, accumulator, places
+from .norms import NO_NORM
 from .second_order import reference_gradients
 
 _LIBRARY = torch.library.Library("cbam_triton", "FRAGMENT")  # a reload of this module replaces it
@@ -95,8 +96,7 @@ def gates(
 
     Both float32 (float64 for float64 x). Traffic: 1 pass over x (wavefront) or 2 (staged).
     """
-    no_norm = (None, None, None, None, 0.0)
-    weights = _weights(fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias, *no_norm, variant, planes)
+    weights = _weights(fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias, *NO_NORM, variant, planes)
     return launch.gates(layout.merged(x), weights, schedule)
 
 

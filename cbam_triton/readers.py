@@ -7,17 +7,17 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch.autograd import forward_ad
 from torch.jit._trace import is_tracing
 
-# Before PyTorch 2.7 a flag says it, which in a compilation means an export alone.
-_flag = getattr(
+# In PyTorch 2.6 another flag means an export, where it is asked for while nothing is compiled.
+_is_flagged = getattr(
     torch.compiler, "is_exporting", lambda: torch.compiler._is_compiling_flag or torch.onnx.is_in_onnx_export()
 )
 
 
 def is_exporting() -> bool:
-    """`torch.compiler.is_exporting`, which torch.compile took for True in several releases, and not before 2.7."""
-    if _flag():
+    """Whether torch.export reads; of `torch.compiler.is_exporting` torch.compile makes True in PyTorch 2.7 to 2.9."""
+    if _is_flagged():
         return True
-    dynamo = sys.modules.get("torch._dynamo.symbolic_convert")  # a strict export sets no flag while it reads
+    dynamo = sys.modules.get("torch._dynamo.symbolic_convert")  # in 2.6 a strict export is known to this alone
     return dynamo is not None and bool(getattr(getattr(dynamo.tls, "current_tx", None), "export", False))
 
 

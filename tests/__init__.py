@@ -2,11 +2,12 @@
 
 from importlib.metadata import version
 
-
-def release(package: str) -> tuple[int, int]:
-    """Its first two numbers."""
-    major, minor, *_ = version(package).split(".")
-    return int(major), int(minor)
+from torch.torch_version import TorchVersion
 
 
-IN_2_6 = release("torch") == (2, 6)
+def release(package: str) -> TorchVersion:
+    """Its version, to compare."""
+    return TorchVersion(version(package))
+
+
+IN_2_6 = release("torch") < "2.7"

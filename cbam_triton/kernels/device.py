@@ -6,6 +6,7 @@ import os
 from typing import Any, NamedTuple
 
 import torch
+from torch.torch_version import TorchVersion
 
 OVERRIDE = "CBAM_TRITON_DEVICE"
 
@@ -56,17 +57,12 @@ def _uninterpretable() -> str | None:
     import numpy
     import triton
 
-    if _release(triton.__version__) < (3, 7) and _release(numpy.__version__) >= (2, 4):
+    if TorchVersion(triton.__version__) < "3.7" and TorchVersion(numpy.__version__) >= "2.4":
         return (
             f"the interpreter of Triton {triton.__version__} fails with NumPy {numpy.__version__}: pip install "
             "'numpy<2.4', or use backend='reference'"
         )
     return None
-
-
-def _release(version: str) -> tuple[int, int]:
-    major, minor, *_ = version.split(".")
-    return int(major), int(minor)
 
 
 def device_type() -> str | None:

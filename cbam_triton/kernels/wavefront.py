@@ -153,7 +153,7 @@ def cbam_wavefront(
     if s_ptr is not None:
         s_ptr += n * P
 
-    # Not `CHANNEL and stage == ...`: Triton before 3.4 would compile such a branch without CHANNEL too.
+    # Not `CHANNEL and stage == ...`: Triton 3.2 and 3.3 would compile such a branch without CHANNEL too.
     if stage == CHANNEL_STAGE:
         if CHANNEL:
             if SPATIAL_FIRST:

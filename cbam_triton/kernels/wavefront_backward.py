@@ -150,7 +150,7 @@ def backward_wavefront(
         d_stride_c = dy_stride_c
         d_stride_p = dy_stride_p
 
-    # Not `LOGIT and stage == ...`: Triton before 3.4 would compile such a branch without LOGIT too.
+    # Not `LOGIT and stage == ...`: Triton 3.2 and 3.3 would compile such a branch without LOGIT too.
     if stage == LOGIT_STAGE:
         if LOGIT:
             if SPATIAL_FIRST:
