@@ -1,10 +1,10 @@
 """CBAM, the convolutional block attention module (arXiv 1807.06521), as fused Triton kernels for PyTorch."""
 
 from . import functional
-from .checkpoints import convert_state_dict
-from .convert import convert_cbam, restore_cbam
+from .checkpoints.convert import convert_state_dict
 from .dispatch import AttentionMaps
-from .insert import insert_cbam
+from .models.convert import convert_cbam, restore_cbam
+from .models.insert import insert_cbam
 from .nn import CBAM, ChannelAttention, SpatialAttention
 from .settings import settings
 

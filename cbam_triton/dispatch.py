@@ -1,32 +1,31 @@
 """Which backend computes a call: `refined` and `gates` check their arguments, choose, and bring x into its form."""
 
 import functools
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from types import NoneType
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn import Parameter
+from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import reference
-from .arguments import check_conv, check_epilogue, check_mlp, check_x, is_usual
-from .kernels import device as kernel_device
-from .norms import NO_NORM, check_batch, fixed_statistics, learns, normalises_by_batch, update_statistics
-from .readers import reads
-from .reference import Norm
+from .kernels.launch import hardware as kernel_device
 from .settings import current_backend, current_schedule
-from .variant import DEFAULT, Variant, encoded, maps_of
+from .spec import reference
+from .spec.layer import NO_CONV, NO_MLP, Conv, Layer
+from .spec.norms import Kind, Statistics, asked, check_batch, group_of, update_statistics
+from .spec.tracing_state import is_watched, reads, unrecorded
+from .spec.validation import check
+from .spec.variant import Variant, encoded, maps_of
 
 Activation = Literal["relu"] | None
 
 _KERNEL_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 _MAX_KERNEL_SIZE = 15
-_NO_MLP = (None, None, None, None)
-
-
-Descriptor = Callable[[Tensor], Tensor]
-Mlp = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+_PLAIN = (Tensor, NoneType)
+_PLAIN_ARGUMENTS = frozenset((Tensor, Parameter, NoneType, float))
+_NO_DISPATCH = Tensor.__torch_dispatch__  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class AttentionMaps(NamedTuple):
@@ -36,91 +35,81 @@ class AttentionMaps(NamedTuple):
     spatial: Tensor
 
 
-def refined(
-    x: Tensor,
-    mlp: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None] | None,
-    conv_weight: Tensor | None,
-    conv_bias: Tensor | None = None,
-    norm: Norm | None = None,
-    residual: Tensor | None = None,
-    activation: Activation = None,
-    variant: Variant = DEFAULT,
-    descriptor: Descriptor | None = None,
-) -> Tensor:
-    """What the modules call: `cbam` of a variant that is known to be right, without the parts that are None."""
-    check_epilogue(x, residual, activation)
-    usual = variant == DEFAULT and descriptor is None and is_usual(x, mlp, conv_weight, conv_bias)
-    if not usual:
-        check_x(x)
-        if conv_weight is not None:
-            check_conv(x, conv_weight, conv_bias, None if descriptor is not None else maps_of(variant))
-        if mlp is not None:
-            check_mlp(x, *mlp)
+def refined(x: Tensor, layer: Layer, residual: Tensor | None = None, activation: Activation = None) -> Tensor:
+    """y = act(x * g * s + residual) of a layer whose variant is known to be right; what the modules call."""
+    if type(x) is not Tensor or type(residual) not in _PLAIN:
+        # A subclass, or a placeholder of torch.fx, says what the call is and what type its result has.
+        if has_torch_function((x, residual)):
+            return handle_torch_function(refined, (x, residual), x, layer, residual, activation)
+        x, residual = _plain(x), _plain(residual)
+    usual = unrecorded(check, x, layer, residual, activation)
     relu = activation == "relu"
-    if _kernels_run(x, conv_weight) and descriptor is None:
-        if variant.arrangement == "spatial_first" and norm is not None and not _is_batch_norm(norm, x):
-            # The norm is called between the two: each gate by its own launches.
-            alone = variant._replace(arrangement="channel_first")
-            x = refined(x, None, conv_weight, conv_bias, norm, variant=alone) if conv_weight is not None else x
-            return refined(x, mlp, None, residual=residual, activation=activation, variant=alone)
-        if usual:
-            y = _run_kernels(x, mlp or _NO_MLP, conv_weight, conv_bias, norm, residual, relu)
-        else:
-            y = _run_on_planes(x, mlp or _NO_MLP, conv_weight, conv_bias, norm, residual, relu, variant)
+    if layer.descriptor is None and _kernels_run(x, layer):
+        y = _by_kernels(x, layer, residual, relu, usual)
         if y is not None:
             return y
-    return reference.cbam(x, *(mlp or _NO_MLP), conv_weight, conv_bias, norm, residual, relu, variant, descriptor)
+    return reference.cbam(x, layer, residual, relu)
 
 
-def gates(
-    x: Tensor,
-    mlp: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    norm: Norm | None,
-    variant: Variant,
-    descriptor: Descriptor | None,
-) -> AttentionMaps:
-    """`attention_maps` of a variant that is known to be right."""
-    check_x(x)
-    check_conv(x, conv_weight, conv_bias, None if descriptor is not None else maps_of(variant))
-    check_mlp(x, *mlp)
-    by_kernels = _kernels_run(x, conv_weight) and descriptor is None and variant.arrangement != "spatial_first"
-    if by_kernels and not _gradient_needed(x, (*mlp, conv_weight, conv_bias)):
+def gates(x: Tensor, layer: Layer) -> AttentionMaps:
+    """`attention_maps` of a layer whose variant is known to be right."""
+    found = _gates(x, layer)
+    return AttentionMaps(found[0], found[1])
+
+
+def _gates(x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+    if type(x) is not Tensor:
+        if has_torch_function((x,)):
+            return handle_torch_function(_gates, (x,), x, layer)
+        x = _plain(x)
+    unrecorded(check, x, layer, None, None)
+    mlp, conv, norm, variant, descriptor = layer
+    by_kernels = descriptor is None and variant.arrangement != "spatial_first" and _kernels_run(x, layer)
+    if by_kernels and not _gradient_needed(x, *mlp, *conv):
         from . import ops
 
         flat, planes = _as_planes(x)
-        weights, kernel = _canonical(mlp, conv_weight, variant)
-        assert kernel is not None
-        g, z = ops.gates(flat, *weights, kernel, conv_bias, current_schedule(), encoded(variant), planes)
+        g, z = ops.gates(flat, *mlp, *_canonical(conv, variant), current_schedule(), encoded(variant), planes)
         s = reference.gate(reference.normed(z.view(x.shape[0], 1, *x.shape[2:]), norm), variant)
     else:
-        g, s = reference.attention_maps(x, mlp, conv_weight, conv_bias, norm, variant, descriptor)
-    return AttentionMaps(g.to(x.dtype), s.to(x.dtype))
+        g, s = reference.attention_maps(x, layer)
+    return g.to(x.dtype), s.to(x.dtype)
 
 
-def _run_on_planes(
-    x: Tensor,
-    mlp: Mlp,
-    conv_weight: Tensor | None,
-    conv_bias: Tensor | None,
-    norm: Norm | None,
-    residual: Tensor | None,
-    relu: bool,
-    variant: Variant,
-) -> Tensor | None:
-    """`_run_kernels` for any variant and any number of axes of pixels."""
+def _plain(x: Any) -> Any:
+    """x without the methods of its subclass, which may allocate in their own way; x itself if it is no such tensor."""
+    kind = type(x)
+    own_operators = kind is Tensor or not isinstance(x, Tensor) or kind.__torch_dispatch__ is not _NO_DISPATCH
+    return x if own_operators else x.as_subclass(Tensor)
+
+
+def _by_kernels(x: Tensor, layer: Layer, residual: Tensor | None, relu: bool, usual: bool) -> Tensor | None:
+    """y by the kernels; None where a gradient is needed through a norm that they do not know."""
+    kind, statistics = asked(layer.norm, x)
+    if usual and (residual is None or residual.dtype is x.dtype):
+        return _launched(x, layer, kind, statistics, residual, relu)
+    if residual is not None and residual.dtype is not x.dtype:
+        return _with_other_dtype(x, layer, residual, relu)
+    mlp, conv, norm, variant, _ = layer
+    if variant.arrangement == "spatial_first" and kind == "called":
+        # The norm is called between the two: each gate by its own launches.
+        alone = variant._replace(arrangement="channel_first")
+        x = x if conv[0] is None else refined(x, Layer(NO_MLP, conv, norm, alone))
+        return refined(x, Layer(mlp, NO_CONV, None, alone), residual, "relu" if relu else None)
     flat, planes = _as_planes(x)
     if residual is not None:
         residual, _ = _as_planes(residual)
-    mlp, conv_weight = _canonical(mlp, conv_weight, variant)
-    y = _run_kernels(flat, mlp, conv_weight, conv_bias, norm, residual, relu, variant, planes, x.ndim)
+    layer = layer._replace(conv=_canonical(conv, variant))
+    y = _launched(flat, layer, kind, statistics, residual, relu, encoded(variant), planes, x.ndim)
     return y if y is None or x.ndim == 4 else y.view(x.shape)
 
 
-def _is_batch_norm(norm: Norm, x: Tensor) -> bool:
-    """Whether the kernels know this norm, with fixed statistics or those of the batch."""
-    return fixed_statistics(norm, x, x.ndim) is not None or normalises_by_batch(norm, x, x.ndim)
+def _with_other_dtype(x: Tensor, layer: Layer, residual: Tensor, relu: bool) -> Tensor:
+    """y with a residual of another dtype than x, in the dtype that PyTorch promotes the two to."""
+    if torch.promote_types(x.dtype, residual.dtype) is x.dtype:
+        return refined(x, layer, residual.to(x.dtype), "relu" if relu else None)
+    y = refined(x, layer) + residual
+    return torch.relu(y) if relu else y
 
 
 def _as_planes(x: Tensor) -> tuple[Tensor, int]:
@@ -135,60 +124,56 @@ def _as_planes(x: Tensor) -> tuple[Tensor, int]:
     return x.flatten(2, 3), x.shape[2]
 
 
-def _canonical(mlp: Mlp, conv_weight: Tensor | None, variant: Variant) -> tuple[Mlp, Tensor | None]:
-    """Weights as the kernels have them: a hidden unit of zeros where there is none, the mean map before the maximum."""
-    fc1_weight, fc1_bias, fc2_weight, fc2_bias = mlp
-    if fc1_weight is not None and fc1_weight.shape[0] == 0:
-        fc1_weight = F.pad(fc1_weight, (0, 0, 0, 1))
-        fc1_bias = None
-        fc2_weight = None if fc2_weight is None else F.pad(fc2_weight, (0, 1))
-    if conv_weight is not None and maps_of(variant) == 2 and variant.spatial_pools[0] == "max":
-        conv_weight = conv_weight.flip(1)
-    return (fc1_weight, fc1_bias, fc2_weight, fc2_bias), conv_weight
+def _canonical(conv: Conv, variant: Variant) -> Conv:
+    """The convolution as the kernels have it: for the mean map before the maximum."""
+    weight, bias = conv
+    if weight is not None and maps_of(variant) == 2 and variant.spatial_pools[0] == "max":
+        return weight.flip(1), bias
+    return conv
 
 
-def _run_kernels(
+def _launched(
     x: Tensor,
-    mlp: Mlp,
-    conv_weight: Tensor | None,
-    conv_bias: Tensor | None,
-    norm: Norm | None,
-    residual: Tensor | None = None,
-    relu: bool = False,
-    variant: Variant = DEFAULT,
+    layer: Layer,
+    kind: Kind,
+    statistics: Statistics,
+    residual: Tensor | None,
+    relu: bool,
+    code: str = "",
     planes: int = 1,
     ndim: int = 4,
 ) -> Tensor | None:
-    """y by the kernels; None where a gradient is needed through a norm that they do not know.
-
-    x has four axes; that of a user had `ndim`.
-    """
+    """`_by_kernels` for an x (N, C, H, W), which came with `ndim` axes; `code` is the encoded variant."""
     from . import ops
 
-    layer = (*mlp, conv_weight, conv_bias)
-    schedule, code = current_schedule(), encoded(variant)
-    statistics = NO_NORM if norm is None else fixed_statistics(norm, x, ndim)
-    by_batch = statistics is None and normalises_by_batch(norm, x, ndim)
-    needed = _gradient_needed(x, (residual, *layer)) or (by_batch and variant.arrangement == "spatial_first")
-    if not needed and not ((statistics is not None or by_batch) and learns(norm)):
-        if statistics is not None:
-            return ops.cbam(x, *layer, *statistics, schedule, residual, relu, code, planes)
-        g, z = ops.gates(x, *layer, schedule, code, planes)
-        z = reference.normed(_with_axes(z, ndim, planes), norm).view(z.shape)
-        g = None if mlp[0] is None else g
-        if z.requires_grad:
-            return _gated(x, g, z, residual, relu, variant)
-        return ops.apply_gates(x, g, z, residual, relu, code)
-    if statistics is not None:
-        return ops.cbam_training(x, residual, *layer, *statistics, False, relu, schedule, code, planes)[0]
-    if not by_batch:
+    mlp, conv, norm, variant, _ = layer
+    schedule = current_schedule()
+    own = (*mlp, *conv, *statistics)
+    needed = _gradient_needed(x, residual, *own[:-1])
+    if kind == "none" or kind == "fixed":
+        if not needed:
+            # An operator is for who watches, and for tensors with operators of their own.
+            seen = is_watched() or type(x) is not Tensor or not _PLAIN_ARGUMENTS.issuperset(map(type, own))
+            run = ops.cbam if seen else ops.cbam_directly
+            return run(x, *own, schedule, residual, relu, code, planes)
+        return ops.cbam_training(x, residual, *own, False, None, relu, schedule, code, planes)[0]
+    # All processes of a group exchange alike, whether or not this one needs a gradient.
+    if kind == "synced" or (kind == "batch" and (needed or variant.arrangement == "spatial_first")):
+        group = group_of(norm) if kind == "synced" else None
+        if group is None:
+            check_batch(x)
+        found = ops.cbam_training(x, residual, *own, True, group, relu, schedule, code, planes)
+        count = x.shape[0] * x.shape[2] * x.shape[3] if group is None else found[-1]
+        update_statistics(norm, found[-3], found[-2], count)  # pyright: ignore[reportArgumentType]
+        return found[0]
+    if needed:
         return None
-    check_batch(x)
-    assert isinstance(norm, _BatchNorm)
-    own = (norm.weight, norm.bias, None, None, norm.eps)
-    found = ops.cbam_training(x, residual, *layer, *own, True, relu, schedule, code, planes)
-    update_statistics(norm, found[-2], found[-1], x.shape[0] * x.shape[2] * x.shape[3])
-    return found[0]
+    g, z = ops.gates(x, *mlp, *conv, schedule, code, planes)
+    z = reference.normed(_with_axes(z, ndim, planes), norm).view(z.shape)
+    g = None if mlp[0] is None else g
+    if z.requires_grad:
+        return _gated(x, g, z, residual, relu, variant)
+    return ops.apply_gates(x, g, z, residual, relu, code)
 
 
 def _with_axes(z: Tensor, ndim: int, planes: int) -> Tensor:
@@ -198,7 +183,7 @@ def _with_axes(z: Tensor, ndim: int, planes: int) -> Tensor:
     return z.unflatten(2, (planes, -1)) if ndim == 5 else z
 
 
-def _kernels_run(x: Tensor, conv_weight: Tensor | None) -> bool:
+def _kernels_run(x: Tensor, layer: Layer) -> bool:
     backend = current_backend()
     if backend == "reference":
         return False
@@ -206,14 +191,17 @@ def _kernels_run(x: Tensor, conv_weight: Tensor | None) -> bool:
         if backend == "triton":
             raise RuntimeError(_why_not(x))
         return False
-    too_wide = conv_weight is not None and conv_weight.shape[-1] > _MAX_KERNEL_SIZE
-    return not too_wide and not reads()
-
-
-def _gradient_needed(x: Tensor, others: tuple[Tensor | None, ...]) -> bool:
-    if not torch.is_grad_enabled():
+    conv_weight, fc1_weight = layer.conv[0], layer.mlp[0]
+    if conv_weight is not None and conv_weight.shape[-1] > _MAX_KERNEL_SIZE:
         return False
-    return x.requires_grad or any(p is not None and p.requires_grad for p in others)
+    if fc1_weight is not None and fc1_weight.shape[0] == 0:
+        return False  # the gate then is of the biases alone, whatever x holds
+    # Of a sharded tensor the kernels would see one part.
+    return not reads() and (type(x) is Tensor or not is_traceable_wrapper_subclass(x))
+
+
+def _gradient_needed(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _gated(x: Tensor, g: Tensor | None, z: Tensor, residual: Tensor | None, relu: bool, variant: Variant) -> Tensor:

@@ -1,155 +1,37 @@
 """CBAM as modules: parameters and configuration; `dispatch` does the rest.
 
-The children hold parameters under the usual keys. The kernels read these parameters; the forward methods, and so the
-hooks, of `fc1`, `fc2`, `conv` and of CBAM's own two children are not called. A norm that is not folded is called.
+The children hold parameters under the usual keys, and the kernels read these parameters. A child that computes
+something else than its parameters say is called instead: one with hooks, with another forward, class or padding, or
+with sharded parameters. So is a norm that the kernels do not know. `extra_repr` lists these children.
 """
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx
 
-from .checkpoints import convert_state_dict
+from . import called
+from .attention import Attention, ChannelAttention, SpatialAttention, SpatialNorm
+from .checkpoints.convert import convert_state_dict
 from .dispatch import Activation, AttentionMaps, gates, refined
-from .parameters import linear, mlp_of, weights_of
-from .variant import DEFAULT, Arrangement, ChannelPool, Gate, SpatialPool, Variant, checked_variant, maps_of
+from .spec.children import is_hooked, mlp_of, weights_of
+from .spec.layer import NO_CONV, NO_MLP, Layer
+from .spec.tracing_state import leaf
+from .spec.validation import check_epilogue
+from .spec.values import check_bool, check_integer, check_reduction, check_word
+from .spec.variant import DEFAULT, Arrangement, ChannelPool, Gate, SpatialPool, Variant, checked_variant
 
-SpatialNorm = Literal["batch"] | None
+__all__ = ["CBAM", "ChannelAttention", "SpatialAttention"]
+
 Layers = Literal["channel_first", "spatial_first", "parallel", "channel_only", "spatial_only"]
 
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+fx.wrap("_added")  # the residual of a layer that is traced by itself is known at its calls only
+
+_ATTENTIONS: dict[str, Any] = {"channel": ChannelAttention, "spatial": SpatialAttention}
 
 
-class _Layer(nn.Module):
-    def __prepare_scriptable__(self) -> nn.Module:
-        """What `torch.jit.script` compiles instead."""
-        from .scripting import scriptable
-
-        return scriptable(self)
-
-
-class ChannelAttention(_Layer):
-    """x * g, with g (N, C) = gate(sum of MLP(pool)) over the pixels of x (N, C, *pixels).
-
-    `hidden_channels` is the MLP's width R, max(1, channels // reduction) if None; 0 leaves the biases alone.
-    `mlp_layers` is 2, or 1 for a single layer without ReLU; `mlp_bias` gives each layer a bias. `channel_pools` are
-    some of "avg", "max", "lp", "lse"; `gate` is "sigmoid" or "hard_sigmoid"; `light` halves the sum of average and
-    maximum.
-    Keys: fc1.weight (R, C), fc1.bias (R,), fc2.weight (C, R), fc2.bias (C,); of one layer fc1.weight (C, C), fc1.bias.
-
-    Raises: ValueError for a size below 1, and for an unknown option.
-    Source: arXiv 1807.06521, section 3.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        reduction: float = 16,
-        *,
-        hidden_channels: int | None = None,
-        mlp_bias: bool = True,
-        mlp_layers: Literal[1, 2] = 2,
-        channel_pools: tuple[ChannelPool, ...] = DEFAULT.channel_pools,
-        gate: Gate = DEFAULT.gate,
-        light: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels must be at least 1, got {channels}: pass the C of x (N, C, H, W)")
-        if reduction <= 0:
-            raise ValueError(f"reduction must be positive, got {reduction}: the paper's is 16")
-        if mlp_layers not in (1, 2):
-            raise ValueError(f"mlp_layers must be 1 or 2, got {mlp_layers}: the paper's is 2")
-        self.variant = checked_variant(channel_pools, gate=gate, light=light)
-        if mlp_layers == 1:
-            if hidden_channels is not None:
-                raise ValueError(f"an MLP of one layer has no hidden_channels, got {hidden_channels}: leave them out")
-            self.fc1 = nn.Linear(channels, channels, mlp_bias, device, dtype)
-            self.register_module("fc2", None)
-            return
-        if hidden_channels is None:
-            hidden_channels = max(1, int(channels // reduction))
-        if hidden_channels < 0:
-            raise ValueError(f"hidden_channels must be at least 0, got {hidden_channels}: pass a width or None")
-        self.fc1 = linear(channels, hidden_channels, mlp_bias, device, dtype)
-        self.fc2: nn.Linear | None = linear(hidden_channels, channels, mlp_bias, device, dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return refined(x, mlp_of(self), None, variant=self.variant)
-
-    def extra_repr(self) -> str:
-        hidden = ", mlp_layers=1" if self.fc2 is None else f", hidden_channels={self.fc1.out_features}"
-        return f"{self.fc1.in_features}{hidden}{_options(self.variant)}"
-
-
-class SpatialAttention(_Layer):
-    """x * s, with s (N, 1, *pixels) = gate(norm(conv(pools))) over the channels of x (N, C, *pixels).
-
-    `kernel_size` K is odd; `spatial_norm` is "batch" for a batch norm of one channel, or None. The child `norm` may be
-    replaced by any module on (N, 1, *pixels). `dims` is the number of axes of pixels. `spatial_pools` are some of
-    "mean" and "max", in the order of the convolution's input channels, or ("conv",): a learnt 1x1 convolution of
-    `channels` channels, `squeeze`, which runs by plain PyTorch. `gate` is "sigmoid" or "hard_sigmoid"; `light` halves
-    the sum of both maps.
-    Keys: conv.weight (1, M, K, K), conv.bias (1,), norm.*, squeeze.weight (1, C, 1, 1), squeeze.bias (1,).
-
-    Raises: ValueError for an even or non-positive K and an unknown option.
-    Source: arXiv 1807.06521, section 3; the 1x1 convolution, its table 2.
-    """
-
-    def __init__(
-        self,
-        kernel_size: int = 7,
-        *,
-        dims: Literal[1, 2, 3] = 2,
-        channels: int | None = None,
-        conv_bias: bool = False,
-        spatial_norm: SpatialNorm = "batch",
-        spatial_pools: tuple[SpatialPool | Literal["conv"], ...] = DEFAULT.spatial_pools,
-        gate: Gate = DEFAULT.gate,
-        light: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}: the paper's is 7")
-        if spatial_norm not in ("batch", None):
-            raise ValueError(
-                f"spatial_norm must be 'batch' or None, got {spatial_norm!r}: assign any other norm to the child `norm`"
-            )
-        if dims not in _CONVOLUTIONS:
-            raise ValueError(f"dims must be 1, 2 or 3, got {dims}: the number of axes of x after (N, C)")
-        squeezed = tuple(spatial_pools) == ("conv",)
-        if squeezed and (channels is None or light):
-            raise ValueError(
-                f"spatial_pools ('conv',) needs channels, and no light, got channels={channels}, light={light}: pass "
-                "the C of x"
-            )
-        self.variant = checked_variant(
-            spatial_pools=DEFAULT.spatial_pools if squeezed else spatial_pools, gate=gate, light=light
-        )
-        convolution: Any = _CONVOLUTIONS[dims]
-        maps, padding = 1 if squeezed else maps_of(self.variant), kernel_size // 2
-        self.conv: Any = convolution(maps, 1, kernel_size, padding=padding, bias=conv_bias, device=device, dtype=dtype)
-        self.norm: nn.Module | None
-        self.register_module("norm", _BATCH_NORMS[dims](1, device=device, dtype=dtype) if spatial_norm else None)
-        self.squeeze: nn.Module | None
-        squeeze = convolution(channels, 1, 1, device=device, dtype=dtype) if squeezed else None
-        self.register_module("squeeze", squeeze)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights = weights_of(self.conv)
-        return refined(x, None, *weights, self.norm, variant=self.variant, descriptor=self.squeeze)
-
-    def extra_repr(self) -> str:
-        return f"kernel_size={self.conv.kernel_size[0]}{_options(self.variant)}"
-
-
-class CBAM(_Layer):
+class CBAM(Attention):
     """The convolutional block attention module on x (N, C, *pixels): channel attention, then spatial attention.
 
     `reduction`, `hidden_channels`, `mlp_bias`, `mlp_layers` and `channel_pools` are those of `ChannelAttention`, the
@@ -158,10 +40,18 @@ class CBAM(_Layer):
     gate is of what the spatial one leaves), "parallel" (both gates are of x), "channel_only" or "spatial_only", which
     leave the other child out. With `add_input` the layer is x + cbam(x). With `activation="relu"` it ends a residual
     block: `layer(x, residual=identity)` is relu(cbam(x) + identity), in the pass that writes.
-    The output has x's shape, dtype and memory format.
-
-    Raises: ValueError for sizes and options that the children refuse, and for another arrangement or activation.
+    Shapes: x (N, C, *pixels) with `dims` axes of pixels, in float16, bfloat16, float32 or float64; y has x's shape,
+    dtype and memory format, and so has a residual.
+    Traffic: 2 passes over x (wavefront), 3 with a norm that is not folded, to 4 (staged); 1 more for a residual.
+    Raises: ValueError for sizes and options that the children refuse, and for another arrangement or activation;
+    TypeError for arguments of other types.
     Source: arXiv 1807.06521, equation 1; the arrangements, its table 3.
+
+    >>> layer, x = CBAM(32, reduction=8), torch.randn(2, 32, 7, 7)
+    >>> layer(x).shape
+    torch.Size([2, 32, 7, 7])
+    >>> CBAM(32, reduction=8, activation="relu")(x, residual=x).min() >= 0
+    tensor(True)
     """
 
     def __init__(
@@ -187,11 +77,12 @@ class CBAM(_Layer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if activation not in (None, "relu"):
+        if activation is not None and (not isinstance(activation, str) or activation != "relu"):
             raise ValueError(f"activation must be 'relu' or None, got {activation!r}: apply any other to the result")
-        if arrangement not in get_args(Layers):
-            known = ", ".join(get_args(Layers))
-            raise ValueError(f"arrangement must be one of {known}, got {arrangement!r}: choose one of these")
+        check_word("arrangement", arrangement, get_args(Layers))
+        check_integer("channels", channels, 1, "pass the C of x (N, C, H, W)")
+        check_reduction(reduction)
+        check_bool("add_input", add_input)
         self.activation: Activation = activation
         self.add_input = add_input
         self.channel: Any  # ChannelAttention or None
@@ -240,42 +131,89 @@ class CBAM(_Layer):
         return checked_variant(parts[0].channel_pools, parts[-1].spatial_pools, order, parts[0].gate, parts[0].light)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        mlp, conv, norm, descriptor = self._parts()
+        if type(x) is not Tensor and (node := leaf(self, x, residual)) is not None:
+            return node
         if self.add_input:
-            residual = x if residual is None else residual + x
-        return refined(x, mlp, *conv, norm, residual, self.activation, self.variant, descriptor)
+            residual = _added(x, residual, self.activation)
+        layer = self._layer()
+        if layer is None:
+            return called.cbam(self, x, residual)
+        return refined(x, layer, residual, self.activation)
 
     def attention_maps(self, x: Tensor) -> AttentionMaps:
         """Both gates that `forward` applies to x: `.channel` (N, C) and `.spatial` (N, 1, *pixels), in x's dtype.
 
         Raises: ValueError for a layer with one gate.
+
+        >>> CBAM(32).attention_maps(torch.randn(2, 32, 7, 7)).spatial.shape
+        torch.Size([2, 1, 7, 7])
         """
-        mlp, conv, norm, descriptor = self._parts()
-        if mlp is None or conv[0] is None:
+        if self.channel is None or self.spatial is None:
             raise ValueError("attention_maps needs both gates, got a layer with one: divide its output by x instead")
-        return gates(x, mlp, *conv, norm, self.variant, descriptor)
+        layer = self._layer()
+        return called.attention_maps(self, x) if layer is None else gates(x, layer)
 
     def extra_repr(self) -> str:
-        words = [part.extra_repr() for part in (self.channel, self.spatial) if part is not None]
+        children = {name: child for name, child in self._modules.items() if child is not None}
+        words = [child.extra_repr() for child in children.values()]
         if self.variant.arrangement != "channel_first":
             words.append(f"arrangement={self.variant.arrangement!r}")
         if self.add_input:
             words.append("add_input=True")
         if self.activation is not None:
             words.append(f"activation={self.activation!r}")
-        return ", ".join(words)
+        reasons = {name: self._why_called(name) for name in children if name in _ATTENTIONS}
+        words += [f"called=({name}: {reason})" for name, reason in reasons.items() if reason]
+        return ", ".join(filter(None, words))
 
-    def _parts(self) -> tuple[Any, tuple[Any, Any], Any, Any]:
-        children: dict[str, Any] = self._modules
+    def _layer(self) -> Layer | None:
+        """What this layer computes with; None if a child must be called."""
+        state = self.__dict__  # an attribute of a module costs twice as much, on the path of every call
+        children, variant = state["_modules"], state["variant"]
         channel, spatial = children["channel"], children["spatial"]
-        mlp = None if channel is None else mlp_of(channel)
-        if spatial is None:
-            return mlp, (None, None), None, None
-        own = spatial._modules
-        return mlp, weights_of(own["conv"]), own["norm"], own["squeeze"]
+        mlp, conv, norm, descriptor = NO_MLP, NO_CONV, None, None
+        if channel is not None:
+            own = channel.__dict__
+            plain = type(channel) is ChannelAttention and own["variant"] == variant and not is_hooked(channel)
+            if not plain and self._why_called("channel"):
+                return None
+            mlp = mlp_of(own["_modules"])
+            if mlp is None:
+                return None
+        if spatial is not None:
+            own = spatial.__dict__
+            plain = type(spatial) is SpatialAttention and own["variant"] == variant and not is_hooked(spatial)
+            if not plain and self._why_called("spatial"):
+                return None
+            own = own["_modules"]
+            conv, norm, descriptor = weights_of(own["conv"]), own["norm"], own["squeeze"]
+            if conv is None:
+                return None
+        return Layer(mlp, conv, norm, variant, descriptor)
+
+    def _why_called(self, name: str) -> str | None:
+        """Why the child must be called, or None."""
+        child: Any = self._modules[name]
+        kind = _ATTENTIONS[name]
+        if type(child) is not kind and (not isinstance(child, kind) or type(child).forward is not kind.forward):
+            return f"{type(child).__name__} computes something else"
+        if is_hooked(child):
+            return "hooks" if "forward" not in child.__dict__ else "forward replaced"
+        if child.variant != self.variant and not _agree(child, self.variant):
+            return "options of its own"
+        return None
 
 
-def _options(variant: Variant) -> str:
-    """The fields of a variant that are not the default's, as keyword arguments; a CBAM's arrangement is its own."""
-    changed = [name for name in variant._fields if getattr(variant, name) != getattr(DEFAULT, name)]
-    return "".join(f", {name}={getattr(variant, name)!r}" for name in changed)
+def _agree(child: Any, variant: Variant) -> bool:
+    """Whether the child has the options that a CBAM of this variant gives it."""
+    own: Variant = child.variant
+    pools = "channel_pools" if isinstance(child, ChannelAttention) else "spatial_pools"
+    return all(getattr(own, name) == getattr(variant, name) for name in (pools, "gate", "light"))
+
+
+def _added(x: Tensor, residual: Tensor | None, activation: Activation) -> Tensor:
+    """residual + x."""
+    if residual is None:
+        return x
+    check_epilogue(x, residual, activation)
+    return residual + x

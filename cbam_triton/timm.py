@@ -2,41 +2,46 @@
 
     timm.create_model("resnet50", block_args=dict(attn_layer=cbam_triton.timm.CbamModule))
 
-`torch.jit.script` compiles the plain composition of PyTorch; in a graph of `torch.fx` the layer is one call.
+In a graph of `torch.fx` the layer is one call. A child that does more than its weights say, such as one with hooks, is
+called, by plain PyTorch.
 """
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.jit import is_scripting  # pyright: ignore[reportPrivateImportUsage]
 
+from .attention import Attention
 from .dispatch import refined
-from .variant import Gate, checked_variant
-
-fx.wrap("refined")  # its checks are not for placeholders
+from .spec.children import weights_of
+from .spec.layer import Layer
+from .spec.tracing_state import leaf
+from .spec.values import check_bool, check_integer, check_place, check_positive
+from .spec.variant import Gate, checked_variant
 
 _GATES: dict[str, Gate] = {"sigmoid": "sigmoid", "hardsigmoid": "hard_sigmoid"}
 
 
-class CbamModule(nn.Module):
+class CbamModule(Attention):
     """x (N, C, H, W) times its channel gate, times the spatial gate of that, as `timm.layers.cbam.CbamModule`.
 
     The hidden width is `rd_channels`, or `channels * rd_ratio` rounded to a multiple of `rd_divisor`, at least one.
     `gate_layer` is sigmoid or hard sigmoid, by timm's name or as a class.
+    The output has x's shape, dtype and memory format.
     Keys: channel.fc1.weight (R, C, 1, 1), channel.fc2.weight (C, R, 1, 1), their biases with `mlp_bias`,
     spatial.conv.conv.weight (1, 2, K, K), spatial.conv.bn.*.
 
-    Raises: ValueError for an even K, and for another `act_layer` or `gate_layer` than the kernels know.
+    Raises: ValueError for sizes below 1 and an even K, and for another `act_layer` or `gate_layer` than the kernels
+    know; TypeError for sizes that are no integers.
     Source: arXiv 1807.06521, equation 1; the arguments are timm's.
+
+        layer = CbamModule(64)
     """
 
-    light: Final[bool] = False
-    hard: Final[bool]
-    if TYPE_CHECKING:  # TorchScript reads annotations that are there when it runs
-        channel: Any
-        spatial: Any
+    light = False
+    channel: Any
+    spatial: Any
 
     def __init__(
         self,
@@ -58,8 +63,16 @@ class CbamModule(nn.Module):
         if gate is None or (self.light and gate != "sigmoid"):
             known = "'sigmoid'" if self.light else "'sigmoid' or 'hard_sigmoid'"
             raise ValueError(f"gate_layer must be {known}, got {gate_layer!r}: use timm's own layer for another")
-        if spatial_kernel_size < 1 or spatial_kernel_size % 2 == 0:
+        check_integer("channels", channels, 1, "pass the C of x (N, C, H, W)")
+        check_integer("rd_divisor", rd_divisor, 1, "timm's is 1")
+        check_integer("spatial_kernel_size", spatial_kernel_size, 1, "timm's is 7")
+        if spatial_kernel_size % 2 == 0:
             raise ValueError(f"spatial_kernel_size must be odd and positive, got {spatial_kernel_size}: timm's is 7")
+        check_positive("rd_ratio", rd_ratio, "timm's is 1 / 16")
+        if rd_channels is not None:
+            check_integer("rd_channels", rd_channels, 0, "pass the hidden width, or None for the one of rd_ratio")
+        check_bool("mlp_bias", mlp_bias)
+        check_place(device, dtype)
         made: Any = {"device": device, "dtype": dtype}
         hidden = rd_channels or _hidden_channels(channels, rd_ratio, rd_divisor)
         self.channel = nn.Module()
@@ -74,16 +87,18 @@ class CbamModule(nn.Module):
         self.variant = checked_variant(gate=gate, light=self.light)
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_scripting():
-            y = self._composed(x)
-        else:
-            fc1, fc2, logits = self.channel.fc1, self.channel.fc2, self.spatial.conv
-            mlp = (fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias)
-            y = refined(x, mlp, logits.conv.weight, None, logits.bn, None, None, self.variant)
-        return y
+        if isinstance(x, fx.Proxy):
+            node = leaf(self, x)
+            return self._called(x) if node is None else node
+        first, second = weights_of(self.channel.fc1), weights_of(self.channel.fc2)
+        conv, norm = weights_of(self.spatial.conv.conv), self.spatial.conv.bn
+        if first is None or second is None or conv is None:  # a child does more than its weights say
+            return self._called(x)
+        mlp = (first[0].flatten(1), first[1], second[0].flatten(1), second[1])
+        return refined(x, Layer(mlp, conv, norm, self.variant))
 
-    def _composed(self, x: Tensor) -> Tensor:
-        """The forward in what TorchScript knows."""
+    def _called(self, x: Tensor) -> Tensor:
+        """The forward with every child called, by plain PyTorch."""
         mean, peak = x.mean((2, 3), keepdim=True), x.flatten(2).max(2)[0][:, :, None, None]
         logits = self._mlp(0.5 * mean + 0.5 * peak) if self.light else self._mlp(mean) + self._mlp(peak)
         x = x * self._gate(logits)
@@ -104,7 +119,7 @@ class LightCbamModule(CbamModule):
     Its gates are sigmoids: timm's own takes another `gate_layer` and uses none. The convolution is (1, 1, K, K).
     """
 
-    light: Final[bool] = True  # pyright: ignore[reportGeneralTypeIssues]
+    light = True
 
 
 def _hidden_channels(channels: int, ratio: float, divisor: int) -> int:

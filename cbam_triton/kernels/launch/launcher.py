@@ -1,0 +1,94 @@
+"""Launches: a kernel on the grid of a plan, with the plan's constants."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...settings import Labels
+from ..stages.packs import Tiles, constants
+from . import grid
+from .hardware import INTERPRETER_LOCK, interpreted, is_nvidia
+from .plan import Plan
+from .prepared import Launch
+from .problem import Problem
+from .schedule import registers
+from .tensors import Call
+from .tile_sizes import Sizes
+
+
+def launch(
+    call: Call, kernel: Any, stages: tuple[str, ...], tiles: Callable[[Problem, Sizes], int],
+    *arguments: Any, aligned: bool = False, **options: Any,
+) -> None:  # fmt: skip
+    """Launch `tiles` programs a sample with the tile sizes of `stages`, of the plan's candidate.
+
+    `aligned` says whether the gradient among the arguments can be read as x is. Other compile-time constants that the
+    plan does not know are `options`.
+    """
+    prepared = call.plan.prepared
+    key = (id(kernel), tiles, call.training, aligned, *options.values())
+    found = prepared.get(key)
+    if found is None:
+        found = prepared[key] = _prepared(call.plan, kernel, stages, tiles, call.training, aligned, options)
+    around = _around_launch(call.x, kernel)
+    if around is None:
+        found(arguments)
+    else:
+        with around:
+            found(arguments)
+
+
+def launch_once(call: Call, kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    """Launch so many programs in all, of four warps each."""
+    prepared = call.plan.prepared
+    key = (id(kernel), programs, *options.values())
+    if key not in prepared:
+        known = {"FORM": constants(call.plan.form), "enable_fp_fusion": True, **options}
+        prepared[key] = Launch(kernel, (programs,), known)
+    with _around_launch(call.x, kernel) or contextlib.nullcontext():
+        prepared[key](arguments)
+
+
+def _prepared(
+    plan: Plan,
+    kernel: Any,
+    stages: tuple[str, ...],
+    tiles: Callable[[Problem, Sizes], int],
+    training: bool,
+    aligned: bool,
+    options: dict[str, Any],
+) -> Launch:
+    packs = {"FORM": plan.form, "LAYOUT": plan.layout._replace(ALIGNED=aligned)}
+    known = {name: constants(pack) for name, pack in packs.items() if name in kernel.arg_names}
+    known |= {"enable_fp_fusion": True, **options}
+    limit = plan.candidate.registers
+    limit = registers(plan.problem, plan.schedule, training) if limit is None else limit
+    if limit and is_nvidia():
+        known["maxnreg"] = limit
+    sizes = plan.candidate.tiles.of(*stages)
+    programs = plan.problem.N * tiles(plan.problem, sizes)
+    if "MAP" in stages:
+        sizes["MAP_SPLIT"] = grid.TAP_SPLIT
+    known |= {"TILES": constants(Tiles(**sizes)), "num_warps": plan.candidate.tiles.num_warps}
+    return Launch(kernel, (programs,), known)
+
+
+def _around_launch(x: Tensor, kernel: Any) -> Any:
+    """What a launch needs around it: x's CUDA device as the current one, the interpreter's lock, a label, or None."""
+    around = None
+    if x.is_cuda:
+        around = torch.cuda.device(x.device) if x.get_device() != torch.cuda.current_device() else None
+    elif interpreted():
+        around = INTERPRETER_LOCK
+    return around if Labels.blocks == 0 else _labelled(x, kernel, around)
+
+
+@contextlib.contextmanager
+def _labelled(x: Tensor, kernel: Any, around: Any) -> Iterator[None]:
+    size, dtype = "x".join(map(str, x.shape)), str(x.dtype).removeprefix("torch.")
+    label = f"cbam_triton {size} {dtype}: {kernel.__name__.removesuffix('_kernel')}"
+    with torch.profiler.record_function(label), around or contextlib.nullcontext():
+        yield
