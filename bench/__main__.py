@@ -1,24 +1,37 @@
-"""`python -m bench run | plot | codegen | host`."""
+"""`python -m bench run | plot | codegen | host | figures | ablation`, and the lab: `space | tune | distill | ...`."""
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from . import codegen, host, plot, run
+from cbam_triton.demo.options import InputError, Parser
+from cbam_triton.kernels.launch.hardware import why_no_triton
+
+from . import ablation, codegen, figures, host, plot, run
+
+_LAB = ("space", "tune", "distill", "compare", "report", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark command; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of cbam_triton.")
+    parser = Parser(prog="python -m bench", description="Benchmarks of cbam_triton.")
     commands = parser.add_subparsers(dest="command", required=True)
-    modules = {"run": run, "plot": plot, "codegen": codegen, "host": host}
+    modules: dict[str, Any] = {"run": run, "plot": plot, "codegen": codegen, "host": host, "figures": figures}
+    modules["ablation"] = ablation
+    if why_no_triton() is None:
+        modules |= {name: importlib.import_module(f"bench.lab.{name}") for name in _LAB}
     for name, module in modules.items():
-        summary = module.__doc__.splitlines()[0]
-        module.add_arguments(commands.add_parser(name, help=summary, description=summary))
+        # Not the docstring, which -OO takes away.
+        module.add_arguments(commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY))
     arguments = parser.parse_args(argv)
-    return modules[arguments.command].main(arguments)
+    try:
+        return modules[arguments.command].main(arguments)
+    except InputError as error:
+        print(f"bench {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

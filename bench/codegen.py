@@ -6,21 +6,23 @@ import argparse
 import itertools
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 
-from cbam_triton.kernels import device as kernel_device
-from cbam_triton.kernels.device import DeviceFacts
+from cbam_triton.demo.options import InputError
+from cbam_triton.kernels.launch import hardware as kernel_device
+from cbam_triton.kernels.launch.hardware import DeviceFacts
 
-from .ptx import Access, accesses, resources, widths
+from .ptx import Access, accesses, exchanged_products, resources, widths
 from .run import DTYPES, LAYOUTS, parse_shapes
 
+SUMMARY = "Registers, spills and access widths of the default kernels by architecture, compiled here without a GPU."
 MIB = 1 << 20
 # A common GPU of each architecture: the defaults depend on multiprocessors and L2.
 FACTS = {
@@ -59,36 +61,26 @@ def compile_for(kernel: Any, arguments: Mapping[str, Any], options: Mapping[str,
     from triton.compiler import ASTSource
 
     signature, constants, attributes = {}, {}, {}
+
+    def described(path, value, parameter):
+        """The type of an argument, or of one inside a pack; what is constant or aligned is noted by its path."""
+        if isinstance(value, tuple) and not parameter.is_constexpr:
+            inner = (described((*path, i), element, parameter) for i, element in enumerate(value))
+            return type(value)(*inner)
+        if isinstance(value, triton.language.constexpr):
+            value = value.value
+        elif not (parameter.is_constexpr or value is None or (value_is_one(value) and not parameter.do_not_specialize)):
+            divisible = not isinstance(value, int) or value % 16 == 0
+            if divisible and not isinstance(value, float) and not parameter.do_not_specialize:
+                attributes[path] = [["tt.divisibility", 16]]
+            return _type_of(value)
+        constants[path] = value
+        return "constexpr"
+
     for i, parameter in enumerate(kernel.params):
-        value = arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (value_is_one(value) and not parameter.do_not_specialize):
-            signature[parameter.name], constants[(i,)] = "constexpr", value
-            continue
-        signature[parameter.name] = _type_of(value)
-        divisible = not isinstance(value, int) or value % 16 == 0
-        if divisible and not isinstance(value, float) and not parameter.do_not_specialize:
-            attributes[(i,)] = [["tt.divisibility", 16]]
-    if version("triton").startswith("3.2."):
-        source = _source_in_3_2(kernel, signature, constants, attributes)
-    else:
-        source = ASTSource(kernel, signature, constants, attributes)
+        signature[parameter.name] = described((i,), arguments[parameter.name], parameter)
+    source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=target_of(architecture), options=dict(options))
-
-
-def _source_in_3_2(kernel, signature, constants, attributes):
-    from triton.backends.compiler import AttrsDescriptor  # pyright: ignore[reportAttributeAccessIssue]
-    from triton.compiler import ASTSource
-
-    names = kernel.arg_names
-    hints = {i: 16 for (i,) in attributes} | {
-        i: 1 for (i,), value in constants.items() if value_is_one(value) and not kernel.params[i].is_constexpr
-    }
-    types = {
-        name: "*i8" if constants.get((i,), 0) is None else "i32" if hints.get(i) == 1 else signature[name]
-        for i, name in enumerate(names)
-        if not kernel.params[i].is_constexpr
-    }
-    return ASTSource(kernel, types, {names[i]: v for (i,), v in constants.items()}, AttrsDescriptor.from_hints(hints))
 
 
 def value_is_one(value: Any) -> bool:
@@ -114,6 +106,7 @@ def report(compiled: Any, architecture: str) -> dict[str, Any]:
     facts |= resources(compiled.asm["cubin"])
     facts["jump_tables"] = ptx.count("brx.idx")
     facts["non_coherent_loads"] = sum(".nc" in access.qualifiers for access in found)
+    facts["exchanged_products"] = exchanged_products(ptx)
     facts["accesses"] = [access._asdict() for access in found]
     return facts
 
@@ -138,7 +131,7 @@ def recorded(facts: DeviceFacts) -> Iterator[list[Launch]]:
     """Inside, launches are recorded instead of run, and every device has these facts."""
     from triton.runtime.jit import JITFunction
 
-    from cbam_triton.kernels import call, plan
+    from cbam_triton.kernels.launch import launcher, prepared, tensors
 
     found: list[Launch] = []
 
@@ -148,8 +141,9 @@ def recorded(facts: DeviceFacts) -> Iterator[list[Launch]]:
         named |= {name: options.pop(name) for name in self.arg_names if name in options}
         found.append(Launch(self, named, options))
 
-    device = patch.object(call, "facts", lambda device: facts)
-    with patch.object(JITFunction, "run", run), device, patch.object(plan, "is_nvidia", lambda: True):
+    device = patch.object(tensors, "facts", lambda device: facts)
+    driver = patch.object(prepared, "driver", SimpleNamespace(active=None))
+    with patch.object(JITFunction, "run", run), device, driver, patch.object(launcher, "is_nvidia", lambda: True):
         yield found
 
 
@@ -160,9 +154,9 @@ def launches(
 
     The norm is of fixed statistics, or of the batch's in the mode "batch_norm".
     """
-    from cbam_triton.kernels.call import Needed, Weights
-    from cbam_triton.kernels.gradients import backward
-    from cbam_triton.kernels.launch import forward, forward_kept
+    from cbam_triton.kernels.launch.backward import backward
+    from cbam_triton.kernels.launch.forward import forward, forward_saved
+    from cbam_triton.kernels.launch.tensors import Needed, Weights
 
     C = shape[1]
     R = max(1, C // 16)
@@ -178,9 +172,9 @@ def launches(
         if mode == "inference":
             forward(x, weights, schedule)
         else:
-            y, kept, _, _ = forward_kept(x, weights, schedule, None, residual, relu, by_batch)
+            y, saved, _ = forward_saved(x, weights, schedule, residual, relu, by_batch)
             needed = Needed(residual=relu)
-            backward(x, torch.empty_like(x), y if relu else None, weights, kept, needed, schedule, None, by_batch)
+            backward(x, torch.empty_like(x), y if relu else None, weights, saved, needed, schedule, by_batch)
     return found
 
 
@@ -218,13 +212,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Print one line for each kernel; 1 if one spills."""
     if kernel_device.interpreted():
-        print("bench codegen: error: the interpreter compiles nothing: unset TRITON_INTERPRET", file=sys.stderr)
-        return 2
-    try:
-        shapes = [shape for name in arguments.shapes for shape in parse_shapes(name, 32)]
-    except ValueError as error:
-        print(f"bench codegen: error: {error}", file=sys.stderr)
-        return 2
+        raise InputError("the interpreter compiles nothing: unset TRITON_INTERPRET")
+    if (why := kernel_device.why_no_triton()) is not None:
+        raise InputError(why)
+    shapes = [shape for name in arguments.shapes for shape in parse_shapes(name, 32)]
     spilled = False
     for mode, shape, name, layout in itertools.product(arguments.mode, shapes, arguments.dtype, arguments.layout):
         if not arguments.json:

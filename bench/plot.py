@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 
+from cbam_triton.demo.options import InputError, folder_of
+
+SUMMARY = "Draw a CSV of `python -m bench run`: speed of every form over torch.compile of timm's form."
 FORMS = ("published", "timm", "timm compiled", "ours", "ours staged", "ours wavefront", "ours compiled")
 COLOURS = ("#b8b8b8", "#8a8a8a", "#4d4d4d", "#1f77b4", "#7fb2d9", "#17807e", "#e08214")
 
@@ -20,14 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Read the CSV and write the picture."""
     if not arguments.csv.is_file():
-        print(f"bench plot: error: there is no {arguments.csv}; `python -m bench run` writes it", file=sys.stderr)
-        return 2
+        raise InputError(f"there is no {arguments.csv}; `python -m bench run` writes it")
     with arguments.csv.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["median_us"]]
+        rows = [row for row in csv.DictReader(file) if row.get("median_us")]
     if not rows:
-        print(f"bench plot: error: {arguments.csv} holds no time", file=sys.stderr)
-        return 2
+        raise InputError(f"{arguments.csv} holds no time")
     out = arguments.out or arguments.csv.with_suffix(".png")
+    folder_of(str(out.parent), (out.name,), option="--out")
     draw(rows, out)
     print(f"Wrote {out}.")
     return 0

@@ -66,6 +66,16 @@ def accesses(ptx: str) -> Iterator[Access]:
             yield Access(kind, int(bits) // 8 * int(count or 1), in_loop, half, qualifiers)
 
 
+def exchanged_products(ptx: str) -> int:
+    """Products that go straight to another thread: one of two that exchange their terms may round, the other fuse."""
+    products = set(re.findall(r"\bmul(?:\.rn)?\.f(?:32|64)\s+(%\w+)", ptx))
+    named = dict(re.findall(r"\bmov\.b(?:32|64)\s+(%\w+), (%\w+);", ptx))
+    for low, high, whole in re.findall(r"\bmov\.b64\s+\{(%\w+), (%\w+)\}, (%\w+);", ptx):
+        named[low] = named[high] = whole
+    sent = re.findall(r"\bshfl\.sync\.\w+\.b32\s+%\w+(?:\|%\w+)?, (%\w+)", ptx)
+    return sum(named.get(register, register) in products for register in sent)
+
+
 def widths(found: list[Access], kind: str) -> str:
     """Counts by bytes a thread of the accesses to 16-bit elements, those in loops first: "16B*8 / 2B*1"."""
 

@@ -11,7 +11,6 @@ import copy
 import csv
 import functools
 import platform
-import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,11 +21,13 @@ from torch import Tensor
 
 import cbam_triton
 from cbam_triton import CBAM
-from cbam_triton.compare import Agreement, CompileFailed, agreement, compiled, gradient_agreement, interleaved
-from cbam_triton.kernels import device as kernel_device
+from cbam_triton.demo.options import InputError, device_of, folder_of, number_of
+from cbam_triton.kernels.launch import hardware as kernel_device
+from cbam_triton.testing.agreement import Agreement, agreement, gradient_agreement
+from cbam_triton.testing.published import jongchan_like, timm_like
+from cbam_triton.testing.timing import CompileFailed, compiled, interleaved
 
-from .forms import jongchan_like, timm_like
-
+SUMMARY = "Time the module on this device against the published form, timm's form and torch.compile of timm's form."
 SHAPES = {
     "resnet50": ((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)),
     "resnet18": ((64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7)),
@@ -64,18 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Measure, print and write the CSV; 1 if a result of ours was wrong."""
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(arguments.device)
     on_cpu = device.type == "cpu"
     dtypes = arguments.dtype or ["float32" if on_cpu else "float16"]
-    batch = arguments.batch or (4 if on_cpu else 32)
-    try:
-        shapes = [shape for name in arguments.shapes for shape in parse_shapes(name, batch)]
-    except ValueError as error:
-        print(f"bench run: error: {error}", file=sys.stderr)
-        return 2
+    batch = (4 if on_cpu else 32) if arguments.batch is None else arguments.batch
+    number_of("--batch", batch, 1, 1 << 20, "the number of samples")
+    shapes = [shape for name in arguments.shapes for shape in parse_shapes(name, batch)]
+    folder_of(str(arguments.out.parent), (arguments.out.name,), option="--out")
     facts = environment(device)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     wrong = False
     with arguments.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -98,7 +96,10 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def parse_shapes(name: str, batch: int) -> list[tuple[int, int, int, int]]:
-    """Shapes (N,C,H,W) of a named set, of every set ("all"), or of one size such as "32x256x56x56"."""
+    """Shapes (N,C,H,W) of a named set, of every set ("all"), or of one size such as "32x256x56x56".
+
+    Raises: InputError for anything else.
+    """
     if name == "all":
         return [(batch, *shape) for shapes in SHAPES.values() for shape in shapes]
     if name in SHAPES:
@@ -108,7 +109,7 @@ def parse_shapes(name: str, batch: int) -> list[tuple[int, int, int, int]]:
         n, c, h, w = map(int, sizes)
         return [(n, c, h, w)]
     known = ", ".join(SHAPES)
-    raise ValueError(f"--shapes: {name!r} is neither {known}, all nor four sizes such as 32x256x56x56")
+    raise InputError(f"--shapes: {name!r} is neither {known}, all nor four sizes such as 32x256x56x56")
 
 
 def environment(device: torch.device) -> dict[str, str]:
