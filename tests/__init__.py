@@ -8,6 +8,3 @@ from torch.torch_version import TorchVersion
 def release(package: str) -> TorchVersion:
     """Its version, to compare."""
     return TorchVersion(version(package))
-
-
-IN_2_6 = release("torch") < "2.7"

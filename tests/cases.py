@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cbam_triton import reference
-from cbam_triton.kernels.call import Weights
+from cbam_triton.kernels.launch.tensors import Weights
+from cbam_triton.spec import reference
 
 from .errors import assert_as_good_as_eager, worst_error
 

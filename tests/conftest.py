@@ -9,6 +9,8 @@ import hypothesis
 import pytest
 import torch
 
+from .interpreter import patch_once_a_kernel
+
 
 def _has_active_driver() -> bool:
     # Asked of Triton only where it is loaded already: its own device functions, too, are made for the interpreter or
@@ -27,6 +29,7 @@ def _has_active_driver() -> bool:
 # Before anything of ours is imported: @triton.jit decides there and then whether the interpreter runs the kernels.
 if not _has_active_driver():
     os.environ["TRITON_INTERPRET"] = "1"
+    patch_once_a_kernel()
 
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("fixed")
@@ -35,7 +38,7 @@ hypothesis.settings.load_profile("fixed")
 @pytest.fixture(scope="session")
 def device() -> str:
     """Where the kernels run, or the CPU where they do not."""
-    from cbam_triton.kernels.device import device_type
+    from cbam_triton.kernels.launch.hardware import device_type
 
     return device_type() or "cpu"
 

@@ -15,16 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.checkpoint import checkpoint
 
 from cbam_triton import CBAM, settings
-from cbam_triton.forms import jongchan_like, timm_like
+from cbam_triton.testing.published import jongchan_like, timm_like
 
 pytest.importorskip("triton")
 
-from cbam_triton.kernels import call, gradients
+from cbam_triton.kernels.launch import backward as gradients
+from cbam_triton.kernels.launch import launcher
 
-from . import IN_2_6
 from .cases import FORMATS, both_formats, both_schedules, normal, of_interpreted_exp
+from .checkpoints.published import randomised
 from .errors import assert_as_good_as_eager, assert_gradients_as_good_as_eager, assert_same
-from .published import randomised
 
 pytestmark = [
     of_interpreted_exp,
@@ -88,7 +88,7 @@ class Calls(TorchDispatchMode):
         super().__init__()
         self.operators, self.kernels = Counter(), []
         for name in ("launch", "launch_once"):
-            original = getattr(call, name)
+            original = getattr(launcher, name)
             for module in [module for key, module in sys.modules.items() if key.startswith("cbam_triton.kernels.")]:
                 if getattr(module, name, None) is original:
                     monkeypatch.setattr(module, name, self._recording(original))
@@ -144,7 +144,6 @@ def test_compiled_autograd_gives_the_gradients_of_eager(backend, device):
     assert_same([leaf.grad for leaf in leaves], expected)
 
 
-@pytest.mark.skipif(IN_2_6, reason="compiled autograd of PyTorch 2.6 takes no operator that calls another backwards")
 @pytest.mark.usefixtures("fresh_dynamo")
 def test_a_compiled_step_with_its_backward_gives_the_gradients_of_eager(device):
     module, x, residual = block(device)

@@ -6,7 +6,7 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 from cbam_triton import CBAM, settings
 
-from .published import randomised
+from .checkpoints.published import randomised
 
 
 @pytest.fixture(autouse=True)
@@ -16,17 +16,18 @@ def _fresh_dynamo():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("backend, training, memory_format", [
+    ("auto", False, torch.channels_last), ("auto", True, torch.contiguous_format),
+    ("reference", False, torch.contiguous_format), ("reference", True, torch.channels_last),
+])  # fmt: skip
 def test_one_graph_serves_every_batch_size(backend, training, memory_format, device):
     layer = randomised(CBAM(16)).to(device).train(training)
     twin = randomised(CBAM(16)).to(device).train(training)
     counter = CompileCounter()
     compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
     with settings(backend=backend), torch.set_grad_enabled(training):
-        for n in (2, 3, 5, 8):
-            x = torch.randn(n, 16, 6, 5, device=device).to(memory_format=memory_format)
+        for n in (2, 3, 5):
+            x = torch.randn(n, 16, 3, 4, device=device).to(memory_format=memory_format)
             torch.testing.assert_close(compiled(x), twin(x))
     assert counter.frame_count == 1
 
@@ -36,8 +37,8 @@ def test_a_batch_size_seen_second_makes_the_graph_dynamic(device):
     counter = CompileCounter()
     compiled = torch.compile(layer, backend=counter, fullgraph=True)
     with torch.no_grad():
-        for n in (2, 3, 5, 8):
-            compiled(torch.randn(n, 16, 6, 5, device=device))
+        for n in (2, 3, 4):
+            compiled(torch.randn(n, 16, 3, 4, device=device))
     assert counter.frame_count == 2
 
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from cbam_triton import CBAM, ChannelAttention, SpatialAttention
 
+from .checkpoints.published import published_cbam, published_channel_gate, published_spatial_gate, randomised
 from .errors import assert_same
-from .published import published_cbam, published_channel_gate, published_spatial_gate, randomised
 
 ALL_KEYS = {
     "channel.fc1.weight": (4, 64),
@@ -63,7 +63,7 @@ def test_parameter_count_is_the_papers():
     "arguments, options, message",
     [
         ((0,), {}, "channels must be at least 1, got 0: "),
-        ((8, 0), {}, "reduction must be positive, got 0: "),
+        ((8, 0), {}, "reduction must be positive and finite, got 0: "),
         ((8,), {"hidden_channels": -1}, "hidden_channels must be at least 0, got -1: "),
         ((8,), {"kernel_size": 4}, "kernel_size must be odd and positive, got 4: "),
         ((8,), {"kernel_size": -1}, "kernel_size must be odd and positive, got -1: "),

@@ -6,11 +6,13 @@ import sys
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
-from cbam_triton import ops
-from cbam_triton.kernels import launch
+from cbam_triton import CBAM, ops, settings
+from cbam_triton.kernels.launch import forward as launch
+from cbam_triton.kernels.launch.tensors import Weights
 
 from .cases import FORMATS, SCHEDULES, assert_refined, both_formats, eager_gates, layer, normal
 from .errors import assert_same
@@ -33,7 +35,7 @@ def _x(memory_format, device, N=2, dtype=torch.float32):
 @pytest.mark.parametrize("R, K, norm", [(4, 3, "affine"), (4, 3, None), (4, 0, None), (0, 3, None)])
 def test_cbam_passes_the_operator_check(R, K, norm, memory_format, device):
     weights = layer(CHANNELS, R, K, norm=norm, device=device)
-    torch.library.opcheck(ops.cbam, (_x(memory_format, device), *weights[:11], "wavefront"))
+    torch.library.opcheck(ops.cbam, (_x(memory_format, device), *weights.parameters, weights.norm_eps, "wavefront"))
 
 
 @both_formats
@@ -55,10 +57,19 @@ def test_apply_gates_passes_the_operator_check(parts, memory_format, device):
 def test_the_operator_check_sees_no_batch_and_a_view(device):
     weights = layer(CHANNELS, device=device)
     empty = torch.empty(0, CHANNELS, 3, 5, device=device)
-    torch.library.opcheck(ops.cbam, (empty, *weights[:11], "staged"))
+    torch.library.opcheck(ops.cbam, (empty, *weights.parameters, weights.norm_eps, "staged"))
     torch.library.opcheck(ops.gates, (empty, *weights[:6], "staged"))
     crop = normal((3, 2 * CHANNELS, 5, 7), device=device)[::2, CHANNELS:, 1:-1, 1:-1]
-    torch.library.opcheck(ops.cbam, (crop, *weights[:11], "staged"))
+    torch.library.opcheck(ops.cbam, (crop, *weights.parameters, weights.norm_eps, "staged"))
+
+
+@pytest.mark.parametrize("name, first", [("cbam", 1), ("gates", 1), ("cbam_training", 2), ("cbam_backward", 3)])
+def test_the_parameters_of_operators_are_the_fields_of_the_weights(name, first):
+    arguments = getattr(torch.ops.cbam_triton, name).default._schema.arguments[first:]
+    names = [argument.name for argument in arguments]
+    fields = Weights._fields[: 6 if name == "gates" else 11]
+    assert tuple(names[: len(fields)]) == fields
+    assert names[-2:] == ["variant", "planes"]
 
 
 def test_operators_refuse_a_gradient(device):
@@ -128,13 +139,41 @@ def test_inductor_hands_x_to_the_kernels_in_its_own_layout(dynamic, memory_forma
     monkeypatch.setattr(launch, "forward", recording)
     weights = layer(CHANNELS, device=device)
     compiled = torch.compile(
-        lambda x: torch.relu(ops.cbam(x * 2, *weights[:11], "staged")), fullgraph=True, dynamic=dynamic
+        lambda x: torch.relu(ops.cbam(x * 2, *weights.parameters, weights.norm_eps, "staged")),
+        fullgraph=True,
+        dynamic=dynamic,
     )
     for N in (2, 3):
         x = _x(memory_format, device, N)
         y = compiled(x)
         assert seen[-1] == x.stride() == y.stride()
-        assert_same(y, torch.relu(ops.cbam(x * 2, *weights[:11], "staged")))
+        assert_same(y, torch.relu(ops.cbam(x * 2, *weights.parameters, weights.norm_eps, "staged")))
+
+
+class Watching(TorchDispatchMode):
+    """Notes the operators of the library."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator.namespace == "cbam_triton":
+            self.names.append(operator.name())
+        return operator(*args, **kwargs or {})
+
+
+def test_the_dispatcher_is_passed_over_where_nobody_watches(device, monkeypatch):
+    module, x = CBAM(CHANNELS, 2, kernel_size=3).to(device).eval(), _x(torch.contiguous_format, device)
+    with torch.no_grad(), settings(backend="triton"):
+        with Watching() as watching:
+            expected = module(x)
+        assert watching.names == ["cbam_triton::cbam"]
+        with torch.profiler.profile() as profiled:
+            assert_same(module(x), expected)
+        assert "cbam_triton::cbam" in {event.name for event in profiled.events()}
+        monkeypatch.setattr(ops, "cbam", lambda *_: pytest.fail("the dispatcher was asked"))
+        assert_same(module(x), expected)
 
 
 def test_operators_can_be_defined_again_as_notebooks_that_reload_do():

@@ -1,0 +1,111 @@
+"""Statistics, pictures and Grad-CAM."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import nn
+
+from cbam_triton import CBAM, ChannelAttention, viz
+from cbam_triton.demo import command
+
+C = 16
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, C, 3, padding=1), CBAM(C, 4), ChannelAttention(C)).eval()
+
+
+def test_statistics_are_those_of_all_gates_together(model):
+    images = torch.rand(6, 3, 8, 8)
+    with torch.no_grad(), viz.record(model) as gates:
+        model(images)
+    found = viz.statistics(model, [(images[:4], None), images[4:]])
+    assert list(found) == ["1", "2"]
+    channel, spatial = (gate.double() for gate in gates["1"])
+    expected = channel.mean(0), channel.std(0, correction=0), spatial.mean(), spatial.std(correction=0)
+    for one, other in zip(found["1"][1:], expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    assert found["2"].samples == 6
+    assert found["2"].spatial_mean is found["2"].spatial_std is None
+
+
+def test_statistics_of_nothing_are_an_error(model):
+    for network, batches in ((model, []), (nn.ReLU(), [torch.rand(1, 3, 2, 2)])):
+        with pytest.raises(ValueError, match="no gates were applied"):
+            viz.statistics(network, batches)
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs matplotlib")
+class TestPictures:
+    def test_an_overlay_has_the_images_size_and_its_brightest_pixel_where_the_gate_is(self):
+        gate = torch.zeros(4, 4)
+        gate[1, 2] = 1
+        found = viz.overlay(torch.full((3, 16, 16), 0.5), gate)
+        assert found.shape == (16, 16, 3)
+        assert 0 <= found.min() <= found.max() <= 1
+        row, column = divmod(int(found.sum(2).argmax()), 16)
+        assert (row // 4, column // 4) == (1, 2)
+        assert viz.overlay(torch.zeros(1, 4, 4), torch.full((2, 2), 0.7)).shape == (4, 4, 3)
+
+    def test_a_strip_holds_every_channel_once(self):
+        found = torch.from_numpy(viz.channel_strip(torch.arange(19.0)))
+        assert found.shape == (8, 3)
+        assert found.flatten()[:19].tolist() == list(range(19))
+        assert found.flatten()[19:].isnan().all()
+
+    def test_draw_writes_a_picture(self, model, tmp_path):
+        images = torch.rand(2, 3, 8, 8)
+        with torch.no_grad(), viz.record(model) as gates:
+            model(images)
+        for name, layers in (("all.png", None), ("one.png", ["1"])):
+            viz.draw(images, gates, tmp_path / name, layers=layers)
+            assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+        for wrong in (images[:1], images[0], images[:, :2], "images"):
+            with pytest.raises(ValueError, match=r"must (have shape|be of)"):
+                viz.draw(wrong, gates, tmp_path / "wrong.png")
+        assert not (tmp_path / "wrong.png").exists()
+
+    def test_the_command_draws_a_model_of_a_file(self, model, tmp_path, monkeypatch, capsys):
+        image = pytest.importorskip("PIL.Image")
+        monkeypatch.chdir(tmp_path)
+        torch.save(model, "model.pt")
+        torch.save(model.state_dict(), "state.pt")
+        image.effect_noise((20, 12), 50).convert("RGB").save("a.png")
+        words = ["see", "model.pt", "a.png", "a.png", "--size", "8", "--device", "cpu"]
+        assert command.main([*words, "--trust", "--layers", "1"]) == 0
+        assert capsys.readouterr().out.startswith("1: channel 0.")
+        assert (tmp_path / "cbam_report" / "gates.png").read_bytes()[:4] == b"\x89PNG"
+        for wrong, message in (
+            (words, "holds code; if you trust it: --trust"),
+            ([*words, "--trust", "--layers", "9"], "has no CBAM '9'; it has 1, 2"),
+            (["see", "state.pt", *words[2:]], "holds a OrderedDict, not a module"),
+        ):
+            assert command.main(wrong) == 2
+            found = capsys.readouterr()
+            assert message in found.err
+            assert found.err.count("\n") == 1
+
+
+@pytest.mark.skipif(find_spec("pytorch_grad_cam") is None, reason="needs grad-cam")
+@pytest.mark.filterwarnings("ignore")  # the package's own
+def test_grad_cam_is_a_map_of_each_image():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, C, 3), CBAM(C, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(C, 5)
+    ).eval()
+    images = torch.rand(2, 3, 16, 16)
+    for method in ("GradCAM", "GradCAMPlusPlus"):
+        found = viz.grad_cam(network, images, "1", targets=[0, 4], method=method)
+        assert found.shape == (2, 16, 16)
+        assert 0 <= found.min() <= found.max() <= 1
+    with pytest.raises(ValueError, match="method must be a class of pytorch_grad_cam, got 'NoCAM'"):
+        viz.grad_cam(network, images, "1", method="NoCAM")
+
+
+def test_a_missing_grad_cam_is_named(model, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pytorch_grad_cam", None)
+    with pytest.raises(ImportError, match=r"grad_cam needs the package grad-cam: pip install"):
+        viz.grad_cam(model, torch.rand(1, 3, 8, 8), "1")
