@@ -75,16 +75,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", type=int, default=FOLDS, help=f"of the {FOLDS}, how many are held out in turn")
     parser.add_argument("--epochs", type=int, default=15, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("ablation"), help="folder (default: %(default)s)")
+    parser.add_argument("--looks", action="store_true", help="also the paper's figure 4: three networks on some images")
     parser.add_argument("--tables", action="store_true", help="train nothing: print and draw what the folder has")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Train what the folder lacks, print the tables, draw them; 130 after Ctrl-C."""
     need_extras("sklearn", "matplotlib", "tqdm")
+    if arguments.looks:
+        need_extras("pytorch_grad_cam", extra='pip install "cbam-triton[viz]"')
     number_of("--seeds", arguments.seeds, 1, 1000, "how often each fold is trained")
     number_of("--folds", arguments.folds, 1, FOLDS, "how many folds are held out in turn")
     number_of("--epochs", arguments.epochs, 1, 10_000, "passes over the data")
-    folder = folder_of(str(arguments.out), ("runs.jsonl", "ablation.png"), option="--out")
+    folder = folder_of(str(arguments.out), ("runs.jsonl", "ablation.png", "looks.png"), option="--out")
     path = folder / "runs.jsonl"
     known, skipped = read(path)
     print("\n".join(skipped), end="\n" if skipped else "")
@@ -101,6 +104,10 @@ def main(arguments: argparse.Namespace) -> int:
         raise InputError(f"{path} has no run of {arguments.data} with {arguments.epochs} epochs")
     print(tables(runs))
     draw(runs, folder / "ablation.png")
+    if arguments.looks and not stopped:
+        from .looks import draw_looks
+
+        print(draw_looks(arguments.data, arguments.epochs, folder / "looks.png"))
     print(f"Wrote {folder}.")
     return 130 if stopped else 0
 
@@ -150,14 +157,24 @@ def folds(labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def train(images: Tensor, labels: Tensor, part: tuple[Tensor, Tensor], arm: str, epochs: int, seed: int) -> Run:
-    """One training of an arm, as `python -m cbam_triton train` trains: AdamW, one cycle, images shifted by a pixel."""
-    train_on, held_out = part
+    """One training of an arm, measured on the fold that was held out."""
+    begin = time.process_time()
+    net = trained(images, labels, part[0], arm, epochs, seed)
+    seconds = time.process_time() - begin
+    held_out = part[1]
+    with digits.one_thread(torch.device("cpu")), settings(backend="reference"), torch.no_grad():
+        accuracy = (net(images[held_out]).argmax(1) == labels[held_out]).double().mean().item()
+    count = sum(parameter.numel() for parameter in net.parameters())
+    return Run("", epochs, arm, -1, seed, accuracy, seconds, count, torch.__version__)
+
+
+def trained(images: Tensor, labels: Tensor, train_on: Tensor, arm: str, epochs: int, seed: int) -> nn.Module:
+    """A network trained as by `python -m cbam_triton train`: AdamW, one cycle, shifted images; in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     net = network(arm, seed)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
     steps = len(train_on) // digits.BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.004, total_steps=epochs * steps)
-    begin = time.process_time()
     with digits.one_thread(torch.device("cpu")), settings(backend="reference"):
         for _ in range(epochs):
             order = train_on[torch.randperm(len(train_on), generator=generator)[: steps * digits.BATCH]]
@@ -167,12 +184,7 @@ def train(images: Tensor, labels: Tensor, part: tuple[Tensor, Tensor], arm: str,
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-        seconds = time.process_time() - begin
-        net.eval()
-        with torch.no_grad():
-            accuracy = (net(images[held_out]).argmax(1) == labels[held_out]).double().mean().item()
-    count = sum(parameter.numel() for parameter in net.parameters())
-    return Run("", epochs, arm, -1, seed, accuracy, seconds, count, torch.__version__)
+    return net.eval()
 
 
 def network(arm: str, seed: int) -> nn.Module:
@@ -251,7 +263,7 @@ def _difference(runs: list[Run], arm: str, first: str) -> str:
         return ""
     mine, theirs = ({(r.fold, r.seed): r.accuracy for r in runs if r.arm == name} for name in (arm, first))
     both = [100 * (theirs[key] - mine[key]) for key in mine if key in theirs]
-    return f"{mean(both):+.2f} ± {stdev(both) / len(both) ** 0.5:.2f}" if len(both) > 1 else "too few"
+    return f"{round(mean(both), 2) + 0.0:+.2f} ± {stdev(both) / len(both) ** 0.5:.2f}" if len(both) > 1 else "too few"
 
 
 def draw(runs: list[Run], path: Path) -> None:

@@ -4,11 +4,12 @@
         model(images)
     cbam_triton.viz.draw(images, gates, "gates.png")
 
-Drawing needs matplotlib, and `grad_cam` the package grad-cam: pip install "cbam-triton[viz]". The commands import this
-folder; it imports the modules and the specification, and no kernel.
+Drawing needs matplotlib, `grad_cam` and `compare` the package grad-cam: pip install "cbam-triton[viz]". The commands
+import this folder; it imports the modules and the specification, and no kernel.
 """
 
 from .class_activation import grad_cam
+from .comparison import compare
 from .drawing import channel_strip, draw, overlay
 from .recording import Gates, Recording, record
 from .statistics import GateStatistics, statistics
@@ -18,6 +19,7 @@ __all__ = [
     "Gates",
     "Recording",
     "channel_strip",
+    "compare",
     "draw",
     "grad_cam",
     "overlay",

@@ -89,6 +89,59 @@ class TestPictures:
             assert found.err.count("\n") == 1
 
 
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs matplotlib")
+class TestComparison:
+    @pytest.fixture
+    def networks(self):
+        torch.manual_seed(0)
+        tail = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(C, 5)
+        plain = nn.Sequential(nn.Conv2d(3, C, 3), nn.ReLU(), *tail)
+        return {"plain": plain, "+ CBAM": nn.Sequential(plain[0], CBAM(C, 4), *tail).train()}
+
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        """What Grad-CAM is asked, without its package."""
+        calls = []
+
+        def cam(model, images, layer, *, targets, method):
+            assert not any(module.training for module in model.modules())
+            calls.append((model, layer, targets, method))
+            return torch.rand(len(images), *images.shape[2:])
+
+        monkeypatch.setattr(viz.comparison, "grad_cam", cam)
+        return calls
+
+    def test_the_scores_are_those_of_the_true_classes_in_eval_mode(self, networks, asked, tmp_path):
+        images, targets = torch.randn(3, 3, 9, 9), [4, 0, 2]
+        layers = {"plain": "0", "+ CBAM": "1"}
+        pictures = torch.rand(3, 1, 18, 18)
+        found = viz.compare(networks, images, targets, tmp_path / "f.png", layer=layers, pictures=pictures)
+        assert (tmp_path / "f.png").read_bytes()[:4] == b"\x89PNG"
+        assert [(call[0], *call[1:]) for call in asked] == [
+            (networks["plain"], "0", targets, "GradCAM"), (networks["+ CBAM"], "1", targets, "GradCAM"),
+        ]  # fmt: skip
+        assert all(net.training for net in networks.values())
+        for row, net in zip(found, networks.values(), strict=True):
+            with torch.no_grad():
+                logits = net.eval()(images).double()
+            for score, target, logit in zip(row, targets, logits, strict=True):
+                torch.testing.assert_close(score, (logit[target] - logit.logsumexp(0)).exp())
+
+    def test_what_cannot_be_drawn_is_an_error_before_the_picture(self, networks, asked, tmp_path):
+        images = torch.randn(2, 3, 9, 9)
+        for message, models, given, targets, pictures in (
+            ("models must be networks by name", {}, images, [0, 1], None),
+            (r"images must have shape .*got \(3, 9, 9\)", networks, images[0], [0, 1], images),
+            ("pictures must have shape .*got list", networks, images, [0, 1], [1]),
+            ("as many, got 2, 2 and 1", networks, images, [0], None),
+            (r"classes of the logits \(2, 5\), got \[0, 5\]", networks, images, [0, 5], None),
+        ):
+            with pytest.raises(ValueError, match=message):
+                viz.compare(models, given, targets, tmp_path / "f.png", layer="0", pictures=pictures)
+        assert not list(tmp_path.iterdir())
+        assert asked == []
+
+
 @pytest.mark.skipif(find_spec("pytorch_grad_cam") is None, reason="needs grad-cam")
 @pytest.mark.filterwarnings("ignore")  # the package's own
 def test_grad_cam_is_a_map_of_each_image():
