@@ -16,7 +16,7 @@ _ALIGNED = 16  # bytes: what the JIT asks of an address
 class Launch:
     """A kernel, its grid, and its arguments by keyword.
 
-    An interpreted, autotuned or hooked kernel is always launched by Triton.
+    An interpreted or hooked kernel is always launched by Triton.
     """
 
     def __init__(self, kernel: Any, grid: Any, known: dict[str, Any]) -> None:

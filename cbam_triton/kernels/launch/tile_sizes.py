@@ -150,7 +150,7 @@ _MLP_WEIGHTS = 1 << 14  # of the MLP's second layer that a program holds at most
 
 
 def configs(schedule: str, problem: Problem) -> tuple[Config, ...]:
-    """The table of a schedule for a problem: the default first, then what autotuning tries.
+    """The table of a schedule for a problem: the default first, then where tuning begins.
 
     Depends on classes only (powers of two of C, P and R, dtype, alignment, layout): a new N or a new H x W of the same
     class gives the same rows.
