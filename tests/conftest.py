@@ -31,6 +31,11 @@ if not _has_active_driver():
     os.environ["TRITON_INTERPRET"] = "1"
     patch_once_a_kernel()
 
+# Workers beside one another on all cores: a second thread of each would only wait for a core. Children take it over.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("fixed")
 
