@@ -1,4 +1,4 @@
-"""timm's two CBAM layers by our kernels: its keyword arguments, its defaults, its keys. Needs no timm.
+"""timm's CBAM and squeeze-and-excitation layers by our kernels: its arguments, its defaults, its keys. Needs no timm.
 
     timm.create_model("resnet50", block_args=dict(attn_layer=cbam_triton.timm.CbamModule))
 
@@ -19,6 +19,7 @@ from .spec.layer import Layer
 from .spec.tracing_state import leaf
 from .spec.values import check_bool, check_integer, check_place, check_positive
 from .spec.variant import Gate, checked_variant
+from .squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
 
 _GATES: dict[str, Gate] = {"sigmoid": "sigmoid", "hardsigmoid": "hard_sigmoid"}
 
@@ -57,24 +58,16 @@ class CbamModule(Attention):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if _name(act_layer) != "relu":
-            raise ValueError(f"act_layer must be torch.nn.ReLU, got {act_layer!r}: use timm's own layer for another")
-        gate = _GATES.get(_name(gate_layer))
-        if gate is None or (self.light and gate != "sigmoid"):
-            known = "'sigmoid'" if self.light else "'sigmoid' or 'hard_sigmoid'"
-            raise ValueError(f"gate_layer must be {known}, got {gate_layer!r}: use timm's own layer for another")
+        _check_act(act_layer)
+        gate = _gate(gate_layer, ("sigmoid",) if self.light else tuple(_GATES.values()))
         check_integer("channels", channels, 1, "pass the C of x (N, C, H, W)")
-        check_integer("rd_divisor", rd_divisor, 1, "timm's is 1")
         check_integer("spatial_kernel_size", spatial_kernel_size, 1, "timm's is 7")
         if spatial_kernel_size % 2 == 0:
             raise ValueError(f"spatial_kernel_size must be odd and positive, got {spatial_kernel_size}: timm's is 7")
-        check_positive("rd_ratio", rd_ratio, "timm's is 1 / 16")
-        if rd_channels is not None:
-            check_integer("rd_channels", rd_channels, 0, "pass the hidden width, or None for the one of rd_ratio")
         check_bool("mlp_bias", mlp_bias)
         check_place(device, dtype)
         made: Any = {"device": device, "dtype": dtype}
-        hidden = rd_channels or _hidden_channels(channels, rd_ratio, rd_divisor)
+        hidden = _hidden_channels(channels, rd_ratio, rd_channels, rd_divisor)
         self.channel = nn.Module()
         self.channel.fc1 = nn.Conv2d(channels, hidden, 1, bias=mlp_bias, **made)
         self.channel.fc2 = nn.Conv2d(hidden, channels, 1, bias=mlp_bias, **made)
@@ -122,8 +115,89 @@ class LightCbamModule(CbamModule):
     light = True
 
 
-def _hidden_channels(channels: int, ratio: float, divisor: int) -> int:
-    return max(divisor, int(channels * ratio + divisor / 2) // divisor * divisor)
+class SEModule(SqueezeExcite):
+    """x (N, C, H, W) times the channel gate of its average, as `timm.layers.squeeze_excite.SEModule`.
+
+    The hidden width is `rd_channels`, or `channels * rd_ratio` rounded to a multiple of `rd_divisor`, at least one.
+    `add_maxpool` takes the half of the sum of average and maximum.
+    Keys: fc1.weight (R, C, 1, 1), fc2.weight (C, R, 1, 1), their biases unless `bias=False`.
+
+    Raises: ValueError for sizes below 1, for another `act_layer` or `gate_layer` than the kernels know, and for a
+    `norm_layer`; TypeError for sizes that are no integers.
+    Source: arXiv 1709.01507, equations 2 to 4; the arguments are timm's.
+
+        layer = SEModule(64)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        rd_ratio: float = 1 / 16,
+        rd_channels: int | None = None,
+        rd_divisor: int = 8,
+        add_maxpool: bool = False,
+        bias: bool = True,
+        act_layer: type[nn.Module] | str = nn.ReLU,
+        norm_layer: None = None,
+        gate_layer: type[nn.Module] | str = "sigmoid",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _check_act(act_layer)
+        if norm_layer is not None:
+            raise ValueError(f"norm_layer must be None, got {norm_layer!r}: use timm's own layer for one")
+        check_integer("channels", channels, 1, "pass the C of x (N, C, H, W)")
+        check_bool("add_maxpool", add_maxpool)
+        super().__init__(
+            channels, hidden_channels=_hidden_channels(channels, rd_ratio, rd_channels, rd_divisor), mlp_bias=bias,
+            gate=_gate(gate_layer), light=add_maxpool, device=device, dtype=dtype,
+        )  # fmt: skip
+
+
+class EffectiveSEModule(EffectiveSqueezeExcite):
+    """x (N, C, H, W) times the gate that one layer makes of its average, as timm's `EffectiveSEModule`.
+
+    `add_maxpool` takes the half of the sum of average and maximum. Arguments of timm's other layers are ignored, as
+    timm's own does. Keys: fc.weight (C, C, 1, 1), fc.bias (C,).
+
+    Raises: ValueError for sizes below 1 and another `gate_layer` than the kernels know, TypeError for other types.
+    Source: arXiv 1911.06667, section 3.3; the arguments are timm's.
+
+        layer = EffectiveSEModule(64)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        add_maxpool: bool = False,
+        gate_layer: type[nn.Module] | str = "hard_sigmoid",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **_: Any,
+    ) -> None:
+        check_bool("add_maxpool", add_maxpool)
+        super().__init__(channels, gate=_gate(gate_layer), light=add_maxpool, device=device, dtype=dtype)
+
+
+def _hidden_channels(channels: int, ratio: float, given: int | None, divisor: int) -> int:
+    check_integer("rd_divisor", divisor, 1, "timm's is 1, that of its SEModule 8")
+    check_positive("rd_ratio", ratio, "timm's is 1 / 16")
+    if given is not None:
+        check_integer("rd_channels", given, 0, "pass the hidden width, or None for the one of rd_ratio")
+    return given or max(divisor, int(channels * ratio + divisor / 2) // divisor * divisor)
+
+
+def _check_act(layer: type[nn.Module] | str) -> None:
+    if _name(layer) != "relu":
+        raise ValueError(f"act_layer must be torch.nn.ReLU, got {layer!r}: use timm's own layer for another")
+
+
+def _gate(layer: type[nn.Module] | str, known: tuple[Gate, ...] = ("sigmoid", "hard_sigmoid")) -> Gate:
+    gate = _GATES.get(_name(layer))
+    if gate not in known:
+        words = " or ".join(map(repr, known))
+        raise ValueError(f"gate_layer must be {words}, got {layer!r}: use timm's own layer for another")
+    return gate
 
 
 def _name(layer: type[nn.Module] | str) -> str:

@@ -46,7 +46,7 @@ def test_the_hidden_width_is_timms():
     widths = [(C, ratio, divisor) for C in range(1, 513) for ratio in (1 / 16, 1 / 4) for divisor in (1, 8)]
     for C, ratio, divisor in widths:
         expected = timm.layers.make_divisible(C * ratio, divisor, round_limit=0.0)
-        assert ours._hidden_channels(C, ratio, divisor) == expected, (C, ratio, divisor)
+        assert ours._hidden_channels(C, ratio, None, divisor) == expected, (C, ratio, divisor)
 
 
 @both

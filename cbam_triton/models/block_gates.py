@@ -34,9 +34,10 @@ _RESHAPING = (  # may come between a gate and the product
 # fmt: on
 
 
-def paired(module: nn.Module, gates: dict[str, Gate]) -> tuple[Program, str] | None:
+def paired(module: nn.Module, gates: dict[str, Gate], squeezes: bool = False) -> tuple[Program, str] | None:
     """(the forward with a call for each product of a map and these gates, description), None if it has none.
 
+    Products that are no more than squeeze-and-excitation count with `squeezes`.
     Raises: Unlike where a gate is used otherwise, or the forward cannot be traced.
     """
     if is_container(module):
@@ -47,7 +48,7 @@ def paired(module: nn.Module, gates: dict[str, Gate]) -> tuple[Program, str] | N
         graph = in_both_modes(module, lambda block: Tracer(whole_children=True).graph_of(block))
     except Untraceable as error:
         raise Unlike(str(error)) from None
-    pairs = _Finder(module, graph, gates).pairs()
+    pairs = _Finder(module, graph, gates, squeezes).pairs()
     if not pairs:
         return None
     notes = [_described(module, pair) for pair in reversed(pairs)]
@@ -58,8 +59,8 @@ def paired(module: nn.Module, gates: dict[str, Gate]) -> tuple[Program, str] | N
 class _Finder:
     """The pairs of one graph."""
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, gates: dict[str, Gate]) -> None:
-        self.module, self.gates = module, gates
+    def __init__(self, module: nn.Module, graph: fx.Graph, gates: dict[str, Gate], squeezes: bool) -> None:
+        self.module, self.gates, self.squeezes = module, gates, squeezes
         self.effects = Effects(module, graph, frozenset(gates))
         self.order = self.effects.order
         self.calls = [node for node in graph.nodes if node.op == "call_module" and node.target in gates]
@@ -83,7 +84,7 @@ class _Finder:
                 self.taken |= found[-1].steps
                 break
         for node in self.calls:
-            if node not in self.taken and not self.gates[str(node.target)].plan.is_squeeze:
+            if node not in self.taken and (self.squeezes or not self.gates[str(node.target)].plan.is_squeeze):
                 raise why or Unlike(f"it does not multiply the gate that {node.target} returns with the map it is of")
         return found
 
@@ -113,7 +114,7 @@ class _Finder:
         ordered = [node for node in self.order if node in steps]
         forward = self._forward(ordered, x, root)
         plan = proven(forward, DrawnLayers(forward.layers))
-        if plan.is_squeeze:
+        if plan.is_squeeze and not self.squeezes:
             raise Unlike("it is a squeeze-and-excitation layer")
         targets = [str(node.target) for node in ordered if node in self.calls]
         for target in targets:

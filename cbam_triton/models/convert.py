@@ -9,18 +9,21 @@ from typing import NamedTuple
 from torch import jit, nn
 
 from ..kernels.launch import hardware
+from ..spec.values import check_bool
 from .apply_cbam import Converted, described, run_module
 from .block_gates import paired
 from .block_rewrite import run_program, runs_program
 from .examine import Examiner, check_untouched, unexpected
 from .patch import is_replaced, replace_forward, restore_forward
 from .recognition.candidates import MOST_LAYERS, layers_in
-from .recognition.plan import Plan, Unlike
+from .recognition.plan import Plan, UnknownStep, Unlike
 from .recognition.proof import Gate
 from .unchanged import seen_in
 
 _SCRIPTED = "it is compiled by TorchScript: convert the model that was compiled"
 _ONLY_GATE = "it returns a gate, which the code around it multiplies: no kernel makes one gate by itself"
+
+_KNOWN_FUNCTIONS = "between its layers the kernels know ReLU, for a gate sigmoid and hard sigmoid"
 
 
 class Found(NamedTuple):
@@ -49,7 +52,7 @@ class ConversionReport(NamedTuple):
         return "\n".join([*(lines if len(lines) > 1 else []), *runs, counts])
 
 
-def convert_cbam(model: nn.Module) -> ConversionReport:
+def convert_cbam(model: nn.Module, *, squeeze_excite: bool = False) -> ConversionReport:
     """Makes every CBAM in the model, of whatever published form, run by `cbam_triton`, in place.
 
     A CBAM is known by what its forward computes: its code is traced on placeholders, and the trace must give what the
@@ -60,15 +63,19 @@ def convert_cbam(model: nn.Module) -> ConversionReport:
     hooks on children that would not run any more. A child that is replaced, patched or hooked later means that the
     module's own forward runs again.
 
+    With `squeeze_excite` the same is done for squeeze-and-excitation layers, the channel gate of a CBAM on the average
+    alone: with two layers and ReLU, or one as in effective SE. Without it they are left alone, and not reported.
+
         report = convert_cbam(model)
         print(report)
 
-    Raises: TypeError for anything but a module.
+    Raises: TypeError for anything but a module, and for a `squeeze_excite` that is no bool.
     """
+    check_bool("squeeze_excite", squeeze_excite)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}: pass the model, not its state_dict")
     groups: Groups = {name: [] for name in ConversionReport._fields}
-    _Conversion(groups).visit(model, "")
+    _Conversion(groups, squeeze_excite).visit(model, "")
     return ConversionReport(*map(tuple, groups.values()))
 
 
@@ -93,8 +100,8 @@ Groups = dict[str, list[Found]]
 class _Conversion:
     """One walk through a model."""
 
-    def __init__(self, groups: Groups) -> None:
-        self._groups = groups
+    def __init__(self, groups: Groups, squeezes: bool) -> None:
+        self._groups, self._squeezes = groups, squeezes
         self._seen: set[int] = set()
         self._examine = Examiner()
 
@@ -140,7 +147,7 @@ class _Conversion:
     def _converted_whole(self, module: nn.Module, row: Callable[[str], Found]) -> "_Reason | None":
         """None if the module is converted, else why it is not."""
         found = self._examine(module)
-        if isinstance(found, Plan) and not found.is_squeeze:
+        if isinstance(found, Plan) and (self._squeezes or not found.is_squeeze):
             try:
                 check_untouched(module)
             except Unlike as unlike:
@@ -149,9 +156,12 @@ class _Conversion:
             self._groups["converted"].append(row(described(module, found)))
             return None
         if isinstance(found, Gate):
-            return _Reason(None if found.plan.is_squeeze else _ONLY_GATE, is_gate=True)
+            return _Reason(_ONLY_GATE if self._squeezes or not found.plan.is_squeeze else None, is_gate=True)
         if isinstance(found, Unlike):
-            return _Reason(str(found) if found.resembles or "cbam" in type(module).__name__.lower() else None)
+            if found.resembles or "cbam" in type(module).__name__.lower():
+                return _Reason(str(found))
+            known = f": {_KNOWN_FUNCTIONS}" if isinstance(found, UnknownStep) else ""
+            return _Reason(f"{found}{known}" if self._squeezes and found.squeezes else None)
         return _Reason(None)
 
     def _visit_inside(self, children: dict[str, nn.Module], row: Callable[[str], Found], reason: "_Reason") -> bool:
@@ -180,7 +190,7 @@ class _Conversion:
         """Converts the products of gates in the module's own forward, or reports why not; whether there are any."""
         gates = self._examine.gates_in(module)
         try:
-            found = paired(module, gates) if gates else None
+            found = paired(module, gates, self._squeezes) if gates else None
         except Unlike as unlike:
             if reason.words is None:
                 self._groups["skipped"].append(row(str(unlike)))

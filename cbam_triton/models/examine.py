@@ -56,6 +56,7 @@ def _examined(module: nn.Module, layers: list[nn.Module]) -> Plan | Gate | Unlik
         return proven(forward, drawn) if gate is None else gate
     except Unlike as unlike:
         unlike.resembles = unlike.resembles or (pools_maps(layers) if forward is None else forward.resembles)
+        unlike.squeezes = unlike.squeezes or (forward is not None and forward.squeezes)
         return unlike
     except Exception as error:  # nothing in one module may stop the others
         return unexpected(error)

@@ -13,7 +13,7 @@ from .recognition.plan import Plan
 _PLAIN = (bool, int, float, str, list, tuple, type(None))
 
 
-def replace_cbam(model: nn.Module) -> ConversionReport:
+def replace_cbam(model: nn.Module, *, squeeze_excite: bool = False) -> ConversionReport:
     """Puts a `CBAM` of this library in the place of every module of `model` that computes one, in place.
 
     A CBAM is known by what its forward computes, as `convert_cbam` knows it, so that layers with equal keys and another
@@ -23,7 +23,8 @@ def replace_cbam(model: nn.Module) -> ConversionReport:
 
     A model without conversions is left behind: nothing depends on how a module was converted, and what is saved whole
     loads wherever this library is installed. What cannot be replaced is reported with the reason, and stays as it was:
-    gates that a block multiplies in its own forward, and modules with hooks of their own.
+    gates that a block multiplies in its own forward, and modules with hooks of their own. With `squeeze_excite` layers
+    of squeeze-and-excitation are replaced too, by a `CBAM` with `arrangement="channel_only"`.
 
     Raises: TypeError for anything but a module.
 
@@ -31,7 +32,7 @@ def replace_cbam(model: nn.Module) -> ConversionReport:
         print(replace_cbam(model))
     """
     earlier = {module for module in model.modules() if is_replaced(module)} if isinstance(model, nn.Module) else set()
-    report = convert_cbam(model)
+    report = convert_cbam(model, squeeze_excite=squeeze_excite)
     made = dict[nn.Module, CBAM]()
     rows: dict[str, list[Found]] = {"converted": [], "already": [], "skipped": list(report.skipped)}
     for found in (*report.converted, *report.already):

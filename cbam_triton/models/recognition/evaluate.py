@@ -9,20 +9,21 @@ from torch.fx.node import map_arg
 
 from .layers import DrawnLayers, role_of
 from .plan import Unlike
-from .steps import check_steps, constants, resembles_cbam
+from .steps import check_steps, constants, resembles_cbam, resembles_squeeze
 from .tracing import Tracer, Untraceable, in_both_modes
 
 
 class Forward(NamedTuple):
     """What a module, or a part of its forward, does with a map: `run` by the layers, found by path.
 
-    `numbers` are the whole numbers that are written in it; `resembles` says that it has a maximum and a gate.
+    `numbers` are the whole numbers that are written in it; `resembles` and `squeezes` are those of `Unlike`.
     """
 
     run: Callable[[Tensor, DrawnLayers], Any]
     layers: dict[str, Any]
     numbers: set[int]
     resembles: bool = True
+    squeezes: bool = True
 
     def paths(self, role: str) -> list[str]:
         """The layers of this role, in the order of their first calls."""
@@ -39,12 +40,13 @@ def forward_of(module: nn.Module) -> Forward:
     except Untraceable as error:
         unlike = Unlike(str(error))
         unlike.resembles = resembles_cbam(error.nodes) or (not error.nodes and _resembles_cbam(module))
+        unlike.squeezes = resembles_squeeze(error.nodes) or (not error.nodes and _resembles_squeeze(module))
         raise unlike from None
     nodes = list(graph.nodes)
     try:
         x, layers, last = _checked(module, nodes)
     except Unlike as unlike:
-        unlike.resembles = resembles_cbam(nodes)
+        unlike.resembles, unlike.squeezes = resembles_cbam(nodes), resembles_squeeze(nodes)
         raise
     steps = [node for node in nodes if node.op not in ("placeholder", "output")]
 
@@ -54,7 +56,7 @@ def forward_of(module: nn.Module) -> Forward:
 
         return evaluate(steps, {x: z}, called)[last]
 
-    return Forward(run, layers, constants(nodes), resembles_cbam(nodes))
+    return Forward(run, layers, constants(nodes), resembles_cbam(nodes), resembles_squeeze(nodes))
 
 
 def _checked(module: nn.Module, nodes: list[fx.Node]) -> tuple[fx.Node, dict[str, Any], fx.Node]:
@@ -76,6 +78,11 @@ def _resembles_cbam(module: nn.Module) -> bool:
     """Whether a module that cannot be traced looks like one all the same; only what is reported depends on it."""
     named = re.search("att|cbam|channel|gate|spatial", type(module).__name__, re.IGNORECASE)
     return named is not None or any(type(part).__name__.startswith("AdaptiveMaxPool") for part in module.modules())
+
+
+def _resembles_squeeze(module: nn.Module) -> bool:
+    name = type(module).__name__
+    return re.search("squeeze|excit", name, re.IGNORECASE) is not None or re.match("SE([A-Z_]|$)", name) is not None
 
 
 def evaluate(steps: Iterable[fx.Node], values: dict[fx.Node, Any], called: Callable[..., Any]) -> dict[fx.Node, Any]:

@@ -156,6 +156,8 @@ def _pools_given(parts: _Parts, source: Tensor, drawn: DrawnLayers, matched: int
     C = source.shape[1]
     if drawn.weights(parts.mlp[0])[0].shape[1] != C:
         raise _Stage(f"its layer {parts.mlp[0]} does not take the {C} channels of x", matched)
+    if drawn.weights(parts.mlp[-1])[0].shape[0] != C:
+        raise _Stage(f"its layer {parts.mlp[-1]} does not return a number for each of the {C} channels of x", matched)
     rows = torch.cat([_rows(drawn, call, C) for call in parts.calls if call.path == parts.mlp[0]])
     hits = {name: torch.isclose(rows[:, None], pool, rtol=1e-9, atol=1e-11).all(-1) for name, pool in known.items()}
     found = tuple(sorted(name for name, hit in hits.items() if hit.any(0).all()))

@@ -30,7 +30,13 @@ class Plan(NamedTuple):
 class Unlike(Exception):
     """The module is not a CBAM that can be converted; the message says why.
 
-    `resembles` tells whether it has so much of a CBAM that its user is to be told.
+    `resembles` tells whether it has so much of a CBAM that its user is to be told, `squeezes` whether so much of a
+    squeeze-and-excitation layer.
     """
 
     resembles = False
+    squeezes = False
+
+
+class UnknownStep(Unlike):
+    """It uses a function that a CBAM has not."""

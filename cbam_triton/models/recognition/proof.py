@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .evaluate import Forward
 from .layers import CONVOLUTIONS, DrawnLayers
@@ -18,6 +18,8 @@ from .plan import Plan, Unlike
 
 _ANY_CHANNELS = 3  # of the first map for a forward without an MLP
 _SCALES = (1.0, 30.0, 1e-3)  # the second saturates every function that has a limit
+
+_OVER_CHANNELS = "its 1-D convolution is not of pooled maps; over the channels, as in ECA, the kernels have none"
 
 
 class Gate(NamedTuple):
@@ -43,7 +45,7 @@ def proven(forward: Forward, drawn: DrawnLayers) -> Plan:
             plan = found if plan is None else plan._replace(axes=(*plan.axes, axes))
     if plan is None:
         assert why is not None
-        raise why
+        raise why if not _runs_over_channels(forward) else Unlike(_OVER_CHANNELS)
     return plan
 
 
@@ -65,6 +67,12 @@ def gate_of(forward: Forward, drawn: DrawnLayers) -> Gate | None:
             continue
         return None if plan.add_input else Gate(forward, plan)
     return None
+
+
+def _runs_over_channels(forward: Forward) -> bool:
+    """Whether its one layer is a 1-D convolution from one map to one."""
+    layers = list(forward.layers.values())
+    return len(layers) == 1 and isinstance(layers[0], nn.Conv1d) and layers[0].in_channels == 1
 
 
 def _axes_to_try(forward: Forward) -> list[int]:

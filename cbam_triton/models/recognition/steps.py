@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from .layers import role_of
 from .nodes import has_dtype, limits_of, name_of, words_for
-from .plan import Unlike
+from .plan import UnknownStep, Unlike
 
 # fmt: off
 _SHAPES = (
@@ -39,12 +39,22 @@ _LIMITS = ((0, 6), (0, 1), (0, None), None)
 _GATE_LIKE = frozenset((*_GATES, "tanh", "softmax", "hardswish", "silu"))
 _MAXIMA = frozenset(("max", "amax", "maximum", "adaptive_max_pool", "max_pool", "topk"))
 
+_MEANS = frozenset(("mean", "avg_pool", "adaptive_avg_pool", "einops.reduce"))
+_SQUEEZE_GATES = frozenset((*_GATE_LIKE, "relu6", "hardtanh", "clamp")) - {"softmax", "silu", "hardswish"}
+_PRODUCTS = frozenset(("mul", "multiply"))
+
 
 def resembles_cbam(nodes: Iterable[fx.Node]) -> bool:
     """Whether there are a maximum and a gate among these steps: squeeze-and-excitation has no maximum."""
     names = {name_of(node) for node in nodes}
     reduced = "einops.reduce" in names
     return bool(names & _GATE_LIKE) and (reduced or bool(names & _MAXIMA))
+
+
+def resembles_squeeze(nodes: Iterable[fx.Node]) -> bool:
+    """Whether there are a mean, a gate and a product among these steps, as in squeeze-and-excitation."""
+    names = {name_of(node) for node in nodes}
+    return bool(names & _MEANS) and bool(names & _SQUEEZE_GATES) and bool(names & _PRODUCTS)
 
 
 def check_steps(module: nn.Module, nodes: Iterable[fx.Node]) -> dict[str, Any]:
@@ -61,7 +71,7 @@ def check_steps(module: nn.Module, nodes: Iterable[fx.Node]) -> dict[str, Any]:
         elif node.op == "get_attr":
             raise Unlike(f"its forward uses the tensor {node.target} outside of a layer")
         elif node.op in ("call_function", "call_method") and not _is_known(node):
-            raise Unlike(f"its forward uses {words_for(node)}, which CBAM has not")
+            raise UnknownStep(f"its forward uses {words_for(node)}, which CBAM has not")
     return layers
 
 
