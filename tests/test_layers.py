@@ -13,7 +13,7 @@ PACKAGE = Path(cbam_triton.__file__).parent
 # Upper storeys first. A folder stands for all that is in it; what is not named here is part of the command, above them.
 STOREYS = [
     {"models", "timm", "tuning", "ultralytics", "viz"},
-    {"nn"},
+    {"nn", "squeeze_excite"},
     {"attention"},
     {"called", "functional"},
     {"dispatch"},
