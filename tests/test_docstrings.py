@@ -6,12 +6,14 @@ import inspect
 import pytest
 import torch
 
-from cbam_triton import CBAM, ChannelAttention, SpatialAttention, attention, functional, nn, settings
+from cbam_triton import CBAM, ChannelAttention, SpatialAttention, attention, functional, nn, settings, squeeze_excite
 
 PUBLIC = [
     CBAM,
     ChannelAttention,
     SpatialAttention,
+    squeeze_excite.SqueezeExcite,
+    squeeze_excite.EffectiveSqueezeExcite,
     functional.cbam,
     functional.channel_attention,
     functional.spatial_attention,
@@ -19,7 +21,7 @@ PUBLIC = [
 ]
 
 
-@pytest.mark.parametrize("module", [nn, attention, functional], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [nn, attention, functional, squeeze_excite], ids=lambda module: module.__name__)
 def test_examples_run_and_print_what_they_say(module):
     with settings(backend="reference"):
         found = doctest.testmod(module, extraglobs={"torch": torch})

@@ -10,7 +10,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST_PICTURE = 300_000  # bytes
-PUBLIC = ["", ".checkpoints", ".functional", ".models", ".settings", ".timm", ".tuning", ".ultralytics", ".viz"]
+PUBLIC = [
+    "",
+    ".checkpoints",
+    ".functional",
+    ".models",
+    ".settings",
+    ".squeeze_excite",
+    ".timm",
+    ".tuning",
+    ".ultralytics",
+    ".viz",
+]
 
 
 @pytest.fixture(scope="module")

@@ -29,13 +29,16 @@ class Viewed(nn.Module):
         return x * self.fc(y).view(b, c, 1, 1).expand_as(x)
 
 
-class RepVgg(nn.Module):
-    def __init__(self) -> None:
+class Functional(nn.Module):
+    """1x1 convolutions; `square` pools a window as high as it is wide, as RepVGG does."""
+
+    def __init__(self, square: bool = False) -> None:
         super().__init__()
+        self.square = square
         self.down, self.up = nn.Conv2d(C, R, 1), nn.Conv2d(R, C, 1)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        x = F.adaptive_avg_pool2d(inputs, (1, 1))
+        x = F.avg_pool2d(inputs, inputs.size(3)) if self.square else F.adaptive_avg_pool2d(inputs, (1, 1))
         return inputs * torch.sigmoid(self.up(F.relu(self.down(x)))).view(-1, C, 1, 1)
 
 
@@ -90,7 +93,7 @@ class Efficient(nn.Module):
 KINDS = {
     "view and expand_as": (Viewed, f"channel gate of avg, C {C}, R {R}"),
     "hard": (lambda: Viewed(gate=nn.Hardsigmoid), f"channel gate of avg, C {C}, R {R}; hard_sigmoid"),
-    "RepVGG": (RepVgg, f"channel gate of avg, C {C}, R {R}"),
+    "functions": (Functional, f"channel gate of avg, C {C}, R {R}"),
     "effective": (HardEffective, f"channel gate of avg, C {C}; hard_sigmoid"),
     "in a block": (Block, f"in its forward: channel gate of avg, C {C}, R {R} + residual, ReLU"),
     "scSE": (Concurrent, f"in its forward: channel gate of avg, C {C}, R {R} + residual"),
@@ -180,8 +183,13 @@ def test_both_kinds_of_layers_are_converted_at_once_or_one_after_the_other(no_ke
             Efficient,
             "its 1-D convolution is not of pooled maps; over the channels, as in ECA, the kernels have none",
         ),
+        (
+            lambda: Functional(square=True),
+            "its forward fails on a map of the channels of its MLP, of shape (2, 6, 9, 11): Given input size: (6x9x11). "
+            "Calculated output size: (6x0x1). Output size is too small",
+        ),
     ],
-    ids=["SiLU", "tanh", "ECA"],
+    ids=["SiLU", "tanh", "ECA", "square window"],
 )
 def test_what_the_kernels_do_not_compute_is_reported_with_the_reason_when_asked(make, note):
     model = nn.Sequential(nn.Conv2d(C, C, 3), make())
