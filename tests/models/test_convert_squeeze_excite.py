@@ -185,8 +185,8 @@ def test_both_kinds_of_layers_are_converted_at_once_or_one_after_the_other(no_ke
         ),
         (
             lambda: Functional(square=True),
-            "its forward fails on a map of the channels of its MLP, of shape (2, 6, 9, 11): Given input size: (6x9x11). "
-            "Calculated output size: (6x0x1). Output size is too small",
+            "its forward fails on a map of the channels of its MLP, of shape (2, 6, 9, 11): Given input size: (6x9x11)"
+            ". Calculated output size: (6x0x1). Output size is too small",
         ),
     ],
     ids=["SiLU", "tanh", "ECA", "square window"],
