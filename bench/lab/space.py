@@ -50,7 +50,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _kind(why: str) -> str:
     """The reason without its numbers."""
-    return re.sub(r"\d+(\.\d+)?", "#", why)
+    return re.sub(r"\d+(\.\d+)?", "...", re.sub(r" ?= ?\d+", "", why))
 
 
 def near(row: Candidate, problem: Problem, here: DeviceFacts) -> list[Candidate]:

@@ -62,7 +62,7 @@ def reject(candidate: Candidate, problem: Problem, device: DeviceFacts) -> str |
     for stage in stages:
         for axis, extent in extents.items():
             if sizes[f"{stage}_{axis}"] > extent:
-                return f"{stage}_{axis}={sizes[f'{stage}_{axis}']} is beyond the {getattr(problem, axis)} of x"
+                return f"{stage}_{axis}={sizes[f'{stage}_{axis}']} is beyond {axis} = {getattr(problem, axis)}"
         values = sizes[f"{stage}_C"] * sizes[f"{stage}_P"] / (32 * candidate.tiles.num_warps)
         if values > _MOST_VALUES:
             return f"a thread would hold {values:.0f} values of a tile of {stage}, more than {_MOST_VALUES}"

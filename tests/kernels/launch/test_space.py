@@ -39,7 +39,7 @@ def test_a_higher_level_has_more():
 
 
 @pytest.mark.parametrize("change, reason", [
-    ({"POOL_C": 4096}, "POOL_C=4096 is beyond the 32 of x"),
+    ({"POOL_C": 4096}, "POOL_C=4096 is beyond C = 32"),
     ({"num_warps": 64}, "at most 32 warps, got 64"),
     ({"APPLY_C": 1, "APPLY_P": 4, "APPLY_SPLIT": 1}, "values a thread: most threads would do nothing"),
     ({"POOL_C": 32, "POOL_P": 256, "num_warps": 1}, "a thread would hold 256 values of a tile of POOL"),
