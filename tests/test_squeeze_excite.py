@@ -50,7 +50,7 @@ runs = pytest.mark.parametrize(
 )
 
 
-def pair(name, seed=0):
+def pair(name, seed=1):
     """Our layer and theirs, with the same weights, which are larger than an initialisation's."""
     layer, published = (make() for make in PAIRS[name])
     generator = torch.Generator().manual_seed(seed)
