@@ -17,7 +17,8 @@ from .errors import assert_same
 
 SHAPE = (2, 16, 6, 5)
 ALLOCATE = {"empty", "empty_like", "empty_strided", "zeros", "zero_", "new_empty", "new_zeros", "new_empty_strided"}
-VIEW = {"as_strided", "alias", "detach", "view", "slice", "select", "split", "split_with_sizes", "unsafe_split", "permute"}
+SPLIT = {"split", "split_with_sizes", "unsafe_split"}
+VIEW = {"as_strided", "alias", "detach", "view", "slice", "select", "permute"} | SPLIT
 
 
 class Watch(TorchDispatchMode):
