@@ -90,7 +90,7 @@ def detector(arguments: argparse.Namespace, classes: int) -> nn.Module:
 def _resnet_fpn(
     arguments: argparse.Namespace, body: str, classes: int, sizes: dict[str, int], options: dict[str, Any] | None
 ) -> nn.Module:
-    """Faster R-CNN on a ResNet's pyramid, built as torchvision does: with weights, norms are frozen, and early layers."""
+    """Faster R-CNN on a ResNet's pyramid, as torchvision builds it: with weights, norms and early layers are frozen."""
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
     from torchvision.ops import FrozenBatchNorm2d
@@ -121,7 +121,7 @@ def _insert(model: nn.Module, options: dict[str, Any] | None) -> None:
 
 
 def _start_from(path: Path, model: nn.Module, heads: tuple[str, ...]) -> bool:
-    """Load weights of torchvision or of a checkpoint of this command; whether they are of the attention, too.
+    """Load weights of torchvision or of a checkpoint of this command; whether all attention has its own.
 
     Raises: InputError where a layer is missing that is neither attention nor a head for other classes.
     """
@@ -141,4 +141,4 @@ def _start_from(path: Path, model: nn.Module, heads: tuple[str, ...]) -> bool:
         names = ", ".join((others or of_attention)[:3])
         raise InputError(f"--weights: {str(path)!r} has no fitting {names}: is it of this --model and attention?")
     model.load_state_dict(fitting, strict=False)
-    return (bool(new) and not of_attention) or not new
+    return not of_attention
