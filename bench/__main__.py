@@ -1,4 +1,4 @@
-"""`python -m bench run | plot | codegen | host | figures | ablation | train`, and the lab: `space | tune | distill | ...`."""
+"""`python -m bench run | plot | codegen | host | figures | ablation | train`, and the lab: `space | tune | ...`."""
 
 from __future__ import annotations
 

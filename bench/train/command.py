@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from .detection import SETS
 
 SUMMARY = "The paper's experiments at full size: classification on folders of images, detection on COCO or VOC data."
 
+# How long the others leave the word to the first: torchrun ends all processes as soon as one has failed.
+_PATIENCE = 10  # seconds
 _EXTRA = 'pip install ".[train]"'
 
 
@@ -93,13 +96,13 @@ def _training(
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Train, or go on; 130 after Ctrl-C. Only the first of several processes says what is wrong."""
+    """Train, or go on; 130 after Ctrl-C. The first of several processes says what is wrong, if it knows."""
     try:
         return _run(arguments)
     except InputError:
-        if processes.rank() == 0:
-            raise
-        return 2
+        if processes.rank() > 0:
+            time.sleep(_PATIENCE)
+        raise
     except KeyboardInterrupt:
         if processes.rank() == 0:
             print(

@@ -56,8 +56,6 @@ class Run:
             [parameter for parameter in self.model.parameters() if parameter.requires_grad],
             arguments.lr, momentum=arguments.momentum, weight_decay=arguments.weight_decay,
         )  # fmt: skip
-        rate = LearningRate(arguments.warmup, [epoch * len(task.loader) for epoch in arguments.drops], arguments.factor)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=arguments.amp == "float16")
         self.history: list[dict[str, float]] = []
         self.config = configuration(arguments, processes) | task.facts
@@ -70,7 +68,7 @@ class Run:
         if len(self.history) >= self.arguments.epochs:
             self._say(f"All {len(self.history)} epochs are done: {self.path}")
         for epoch in range(len(self.history), self.arguments.epochs):
-            begin, rate = time.perf_counter(), self.schedule.get_last_lr()[0]
+            begin, rate = time.perf_counter(), learning_rate(self.arguments, epoch, epoch * len(self.task.loader))
             loss = self._train(epoch)
             seconds = time.perf_counter() - begin
             self.processes.share_buffers(self.model, self.average)
@@ -95,14 +93,15 @@ class Run:
         total = torch.zeros((), device=device)
         name = f"epoch {epoch + 1} of {arguments.epochs}"
         bar = tqdm(self.task.loader, name, unit="batch", leave=False, disable=None if self.processes.first else True)
-        for batch in bar:
+        for step, batch in enumerate(bar, epoch * len(self.task.loader)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(arguments, epoch, step)
             with autocast(arguments, device):
                 loss = self.task.loss(self.wrapped, batch)
             self.optimizer.zero_grad()
             self.scaler.scale(loss).backward()
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.schedule.step()
             if self.average is not None:
                 self.average.update_parameters(self.model)
             total += loss.detach()
@@ -115,7 +114,7 @@ class Run:
 
     def _measures(self, model: nn.Module) -> dict[str, float]:
         model.eval()
-        with torch.inference_mode(), autocast(self.arguments, self.processes.device):
+        with torch.no_grad(), autocast(self.arguments, self.processes.device):
             return self.task.measure(model, self.processes)
 
     def _save(self) -> None:
@@ -150,7 +149,7 @@ class Run:
             self._say(f"Not bit for bit what an uninterrupted run gives: {difference}")
 
     def _parts(self) -> dict[str, Any]:
-        parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+        parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
         return parts if self.average is None else parts | {"average": self.average}
 
     def _write_log(self) -> None:
@@ -162,15 +161,13 @@ class Run:
             print(words, flush=True)
 
 
-class LearningRate:
-    """The factor of the learning rate at a step: a linear warm-up, and a drop after each of some steps."""
+def learning_rate(arguments: argparse.Namespace, epoch: int, step: int) -> float:
+    """The rate of a step, counted from 0 over all epochs: a linear warm-up, a drop after each of `--drops` epochs.
 
-    def __init__(self, warmup: int, drops: list[int], factor: float) -> None:
-        self.warmup, self.drops, self.factor = warmup, drops, factor
-
-    def __call__(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        return warm * self.factor ** sum(step >= drop for drop in self.drops)
+    It depends on nothing else, so that no checkpoint has to keep it.
+    """
+    warm = min(1.0, (step + 1) / arguments.warmup) if arguments.warmup else 1.0
+    return arguments.lr * warm * arguments.factor ** sum(epoch >= drop for drop in arguments.drops)
 
 
 def prepared(model: nn.Module, arguments: argparse.Namespace, processes: Processes) -> nn.Module:
@@ -205,4 +202,4 @@ def configuration(arguments: argparse.Namespace, processes: Processes) -> dict[s
         if name not in _FREE
     }
     config["task"] = arguments.task
-    return config | {"--device": processes.device.type, "processes": processes.count, "torch": torch.__version__}
+    return config | {"--device": processes.device.type, "processes": processes.count, "torch": str(torch.__version__)}

@@ -20,7 +20,7 @@ def picture(path, name, generator, side=64):
 
 
 def image_folder(root, train=16, held_out=3, side=32):
-    """`root/train/CLASS/*.jpg` and `root/val/CLASS/*.jpg`; `held_out` is odd, so that two processes get unequal parts."""
+    """`root/train/CLASS/*.jpg` and `root/val/CLASS/*.jpg`; `held_out` is odd, so processes get unequal parts."""
     generator = np.random.default_rng(0)
     for split, count in (("train", train), ("val", held_out)):
         for number in range(count):

@@ -1,0 +1,266 @@
+"""`python -m bench train`: a run that was stopped ends where one that was not does, and mistakes are one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bench.__main__ import main
+from cbam_triton import settings
+
+from . import data_sets
+
+pytest.importorskip("torchvision")
+pytest.importorskip("PIL")
+pytest.importorskip("tqdm")
+
+from bench.train import loop
+from bench.train.classification import Classification
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--model", "resnet18", "--size", "32", "--batch", "8", "--lr", "0.01", "--workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return data_sets.image_folder(tmp_path_factory.mktemp("images"))
+
+
+def train(folder, out, *options, task="classification", small=SMALL):
+    with settings(backend="reference"), torch.random.fork_rng():
+        return main(["train", task, str(folder), "--out", str(out), *small, *options])
+
+
+def saved(out):
+    return torch.load(out / "checkpoint.pt", weights_only=True)
+
+
+def log(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_state(one, other):
+    """Equal to the last bit, however nested; times aside."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one.keys() - {"train_seconds"}:
+            assert_same_state(one[name], other[name])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same_state(left, right)
+    else:
+        assert one == other
+
+
+def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(folder, tmp_path, monkeypatch, capsys):
+    options = ["--model", "mobilenet_v2", "--epochs", "3", "--ema", "0.5", "--drops", "1", "2", "--warmup", "3"]
+    assert train(folder, tmp_path / "whole", *options) == 0  # MobileNet has a dropout, which draws numbers as crops do
+    losses = []
+
+    def stopped(task, model, batch):
+        losses.append(loss(task, model, batch))
+        if len(losses) == 4:  # the last batch of the second epoch
+            raise KeyboardInterrupt
+        return losses[-1]
+
+    loss = Classification.loss
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "loss", stopped)
+        assert train(folder, tmp_path / "stopped", *options) == 130
+    assert len(saved(tmp_path / "stopped")["history"]) == len(log(tmp_path / "stopped")) == 1
+    with (tmp_path / "stopped" / "log.jsonl").open("a") as file:
+        file.write('{"epoch": 2}\n{"torn')  # a log is what the checkpoint knows, whatever else was written
+    torch.manual_seed(99)
+    assert train(folder, tmp_path / "stopped", *options) == 0
+    assert "Goes on after epoch 1" in capsys.readouterr().out
+    assert_same_state(saved(tmp_path / "stopped"), saved(tmp_path / "whole"))
+    assert [line["epoch"] for line in log(tmp_path / "stopped")] == [1, 2, 3]
+    assert {path.name for path in (tmp_path / "stopped").iterdir()} == {"checkpoint.pt", "log.jsonl"}
+
+
+def test_a_finished_run_says_so_and_more_epochs_go_on(folder, tmp_path, capsys):
+    assert train(folder, tmp_path, "--epochs", "1") == 0
+    assert train(folder, tmp_path, "--epochs", "1") == 0
+    assert "All 1 epochs are done" in capsys.readouterr().out
+    assert train(folder, tmp_path, "--epochs", "2", "--workers", "1") == 0
+    assert "Not bit for bit what an uninterrupted run gives: --workers 0, now 1" in capsys.readouterr().out
+    assert [line["epoch"] for line in log(tmp_path)] == [1, 2]
+
+
+def test_the_rate_warms_up_and_drops_as_the_paper_has_it():
+    import argparse
+
+    paper = argparse.Namespace(lr=0.1, warmup=0, factor=0.1, drops=[30, 60])
+    rates = [loop.learning_rate(paper, epoch, 5 * epoch) for epoch in range(90)]
+    assert rates == pytest.approx([0.1] * 30 + [0.01] * 30 + [0.001] * 30)
+    warm = argparse.Namespace(lr=1.0, warmup=4, factor=0.5, drops=[1])
+    assert [loop.learning_rate(warm, step // 3, step) for step in range(6)] == [0.25, 0.5, 0.75, 0.5, 0.5, 0.5]
+
+
+def test_the_paper_is_the_default():
+    import argparse
+
+    from bench.train import command
+
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    got = parser.parse_args(["classification", "data"])
+    assert (got.epochs, got.batch, got.lr, got.drops, got.factor) == (90, 256, 0.1, [30, 60], 0.1)
+    assert (got.momentum, got.weight_decay, got.size, got.attention) == (0.9, 1e-4, 224, "cbam")
+
+
+def test_a_step_learns_with_the_options_that_change_how_it_is_computed(folder, tmp_path):
+    plain = ["--epochs", "1", "--attention", "se", "--reduction", "8"]
+    assert train(folder, tmp_path / "float32", *plain) == 0
+    for name, options in {"half": ["--amp", "bfloat16"], "layout": ["--channels-last"]}.items():
+        assert train(folder, tmp_path / name, *plain, *options) == 0
+    losses = {name: log(tmp_path / name)[0]["loss"] for name in ("float32", "half", "layout")}
+    assert 1e-6 < abs(losses["half"] - losses["float32"]) < 0.1
+    assert losses["layout"] == pytest.approx(losses["float32"], rel=1e-3)
+    last = saved(tmp_path / "layout")["model"]["layer1.0.conv1.weight"]
+    assert last.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_top_1_and_top_5_count_every_image_once(folder, tmp_path):
+    import argparse
+
+    from bench.train.processes import Processes
+
+    class Ranks(nn.Module):
+        """The true class of an image comes third, and for the last one first."""
+
+        def forward(self, images):
+            left = images[..., :16].mean((1, 2, 3)) > images[..., 16:].mean((1, 2, 3))
+            return torch.stack([~left, left, torch.ones_like(left)], 1) * torch.tensor([1.0, 1.0, 2.0])
+
+    options = {"data": folder, "size": 32, "batch": 2, "workers": 0, "seed": 0, "channels_last": False}
+    network = {"model": "resnet18", "attention": "none", "weights": None, "reduction": None, "arrangement": None}
+    arguments = argparse.Namespace(
+        **options, **network, kernel_size=None, channel_pools=None, spatial_pools=None, gentle=False
+    )
+    counted = [0, 0]
+    for rank in range(2):
+        alone = Processes(rank, 2, torch.device("cpu"))
+        task = Classification(arguments, alone)
+        assert len(task.held_out.dataset) == 2 - rank
+        got = task.measure(Ranks(), alone._replace(count=1))
+        counted[0] += got["top1"] * (2 - rank)
+        counted[1] += got["top5"] * (2 - rank)
+    assert counted == [0, 3]
+
+
+def refused(capsys, folder, out, *options, **kinds):
+    assert train(folder, out, *options, **kinds) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("bench train: error: ")
+    assert len(error.splitlines()) == 1
+    return error
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--batch", "17"], "16 images to train on, fewer than a batch: give --batch 16"),
+    (["--model", "resnet19"], "has no 'resnet19' for this task; there is resnet1"),
+    (["--model", "vit_b_16"], "--attention: VisionTransformer has no residual block"),
+    (["--attention", "none", "--arrangement", "parallel"], "--arrangement is of another attention than 'none'"),
+    (["--attention", "se", "--kernel-size", "3"], "--kernel-size is of another attention"),
+    (["--attention", "none", "--reduction", "8"], "--reduction is of another attention"),
+    (["--channel-pools", "median"], "channel_pools must be"),
+    (["--device", "tpu9"], "--device"),
+    (["--ema", "1"], "--ema"),
+    (["--lr", "0"], "--lr is above 0"),
+    (["--drops", "3", "2"], "--drops grow"),
+    (["--sync-bn", "--device", "cpu"], "--sync-bn: PyTorch's SyncBatchNorm takes no tensors of a CPU"),
+    (["--weights", "nothing.pt"], "--weights: there is no file 'nothing.pt'"),
+])  # fmt: skip
+def test_what_cannot_be_trained_is_one_line(folder, tmp_path, capsys, options, message):
+    assert message in refused(capsys, folder, tmp_path / "out", *options)
+    assert not (tmp_path / "out" / "checkpoint.pt").exists()
+
+
+def test_folders_without_classes_or_with_others_are_refused(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert "there is no folder" in refused(capsys, tmp_path / "nowhere", out)
+    assert "train/CLASS/*.jpg" in refused(capsys, tmp_path, out)
+    (tmp_path / "train").mkdir()
+    assert "has no folder of images for each class" in refused(capsys, tmp_path, out)
+    (tmp_path / "train" / "empty").mkdir()
+    assert "has no folder of images for each class" in refused(capsys, tmp_path, out)
+    data = data_sets.image_folder(tmp_path / "data")
+    (data / "val" / "right").rename(data / "val" / "wrong")
+    assert "different classes: right, wrong" in refused(capsys, data, out)
+
+
+def test_a_run_of_another_configuration_is_refused_and_left_alone(folder, tmp_path, capsys):
+    assert train(folder, tmp_path, "--epochs", "1") == 0
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    capsys.readouterr()
+    error = refused(capsys, folder, tmp_path, "--epochs", "2", "--lr", "0.02", "--attention", "se")
+    assert "is of another run: --attention cbam, now se; --lr 0.01, now 0.02. Give its options" in error
+    other = data_sets.image_folder(tmp_path / "other", train=18)
+    assert "images 16 3, now 18 3" in refused(capsys, other, tmp_path, "--epochs", "2")
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    torch.save({"model": {}}, tmp_path / "checkpoint.pt")
+    assert "is not a checkpoint of this command" in refused(capsys, folder, tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(before[:1000])
+    assert "is not a file of torch.save" in refused(capsys, folder, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_ends_a_run_before_it_is_saved(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Classification, "loss", lambda task, model, batch: model(batch[0]).sum() * float("nan"))
+    assert "the loss of epoch 1 is nan" in refused(capsys, folder, tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_weights_of_a_network_without_attention_start_one_with_it(folder, tmp_path, capsys):
+    from torchvision.models import resnet18
+
+    torch.save(resnet18(num_classes=7).state_dict(), tmp_path / "plain.pt")
+    start = ["--weights", str(tmp_path / "plain.pt"), "--lr", "1e-30", "--epochs", "1", "--weight-decay", "0"]
+    assert train(folder, tmp_path / "out", *start) == 0
+    plain, got = torch.load(tmp_path / "plain.pt"), saved(tmp_path / "out")["model"]
+    assert got["fc.weight"].shape == (2, 512)
+    assert all((got[name] - plain[name]).abs().max() < 1e-20 for name in plain if "conv" in name)
+    torch.save(resnet18(width_per_group=64, num_classes=7).layer1.state_dict(), tmp_path / "part.pt")
+    assert "has no fitting conv1.weight" in refused(
+        capsys, folder, tmp_path / "o", "--weights", str(tmp_path / "part.pt")
+    )
+
+
+def torchrun(folder, out, *options):
+    """Two processes on one machine, as torchrun starts them; their group can be killed as one."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bench"]
+    command += ["train", "classification", str(folder), "--out", str(out), *SMALL, *options]
+    environment = os.environ | {"CBAM_TRITON_BACKEND": "reference", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this PyTorch has no gloo")
+@pytest.mark.skipif(os.name == "nt", reason="kills a group of processes")
+def test_two_processes_that_were_killed_and_resumed_end_where_uninterrupted_ones_do(tmp_path):
+    folder = data_sets.image_folder(tmp_path / "images", train=128)
+    options = ["--epochs", "3", "--ema", "0.9", "--workers", "1", "--device", "cpu"]
+    assert torchrun(folder, tmp_path / "whole", *options).wait(600) == 0
+    killed = torchrun(folder, tmp_path / "killed", *options)
+    checkpoint = tmp_path / "killed" / "checkpoint.pt"
+    while not checkpoint.exists() and killed.poll() is None:
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait(60)
+    assert 1 <= len(saved(tmp_path / "killed")["history"]) < 3
+    assert torchrun(folder, tmp_path / "killed", *options).wait(600) == 0
+    assert_same_state(saved(tmp_path / "killed"), saved(tmp_path / "whole"))
+    states = saved(tmp_path / "whole")["random"]
+    assert not torch.equal(states[0]["torch"], states[1]["torch"])  # of two processes
