@@ -250,7 +250,7 @@ def torchrun(folder, out, *options):
 @pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this PyTorch has no gloo")
 @pytest.mark.skipif(os.name == "nt", reason="kills a group of processes")
 def test_two_processes_that_were_killed_and_resumed_end_where_uninterrupted_ones_do(tmp_path):
-    folder = data_sets.image_folder(tmp_path / "images", train=128)
+    folder = data_sets.image_folder(tmp_path / "images", train=64)
     options = ["--epochs", "3", "--ema", "0.9", "--workers", "1", "--device", "cpu"]
     assert torchrun(folder, tmp_path / "whole", *options).wait(600) == 0
     killed = torchrun(folder, tmp_path / "killed", *options)

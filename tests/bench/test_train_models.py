@@ -44,7 +44,7 @@ def test_cbam_comes_with_its_options_into_every_block(options, expected):
     layers = [layer for layer in model.modules() if isinstance(layer, CBAM)]
     assert len(layers) == 17
     last = layers[-1]
-    got = last.channel.fc2.in_features, last.spatial.conv.kernel_size[0], last.arrangement
+    got = last.channel.fc2.in_features, last.spatial.conv.kernel_size[0], last.variant.arrangement
     assert got == (320 // expected[0], *expected[1:])
 
 
@@ -89,7 +89,7 @@ def test_attention_that_is_new_trains_even_in_frozen_layers(tmp_path):
 
 def test_weights_of_another_network_or_attention_are_refused(tmp_path):
     path = checkpoint_of(models.classifier(arguments(model="resnet34"), 5), tmp_path / "checkpoint.pt")
-    with pytest.raises(InputError, match=r"has no fitting layer1\.0\.conv2\.weight, .*is it of this --model"):
+    with pytest.raises(InputError, match=r"has no fitting layer1\.0\.conv1\.weight, .*is it of this --model"):
         models.classifier(arguments(model="resnet50", weights=path), 5)
     path = checkpoint_of(models.classifier(arguments(kernel_size=3), 5), tmp_path / "checkpoint.pt")
     with pytest.raises(InputError, match=r"has no fitting layer1\.0\.cbam\.spatial\.conv\.weight"):
