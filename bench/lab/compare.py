@@ -9,7 +9,7 @@ from statistics import median
 
 from cbam_triton.demo.options import InputError
 
-from .trials import Trial, name_of, one_device, read
+from .trials import Trial, changes, name_of, one_device, read
 
 SUMMARY = "Whether the second run is slower than the first: ratios of medians with intervals; exit 1 if one is proved."
 _RESAMPLES = 400
@@ -40,8 +40,8 @@ def main(arguments: argparse.Namespace) -> int:
         middle, low, high = ratio(one.times, other.times)
         verdict = "slower" if low > 1 + arguments.tolerance else "faster" if high < 1 - arguments.tolerance else ""
         slower += verdict == "slower"
-        words = f"{name_of(other):<44} {other.candidate['schedule']:<10} {middle:.3f} ({low:.3f} to {high:.3f})"
-        print(f"{words} {verdict}".rstrip())
+        words = f"{name_of(other):<41} {middle:.3f} ({low:.3f} to {high:.3f}) {verdict:<6}"
+        print(f"{words} {changes(other)}")
     print(f"{slower} of {len(pairs)} slower beyond doubt")
     return int(slower > 0)
 

@@ -55,9 +55,10 @@ def markdown(trials: list[Trial], skipped: list[str]) -> str:
 def draw(trials: list[Trial], path: Path) -> None:
     """Every trial's ratio to the default, sorted, with its interval; one row of axes for each problem."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
     groups = list(by_problem(trials))
-    figure = Figure(figsize=(7, 1.0 + 2.0 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(7, 1.0 + 1.4 * len(groups)), layout="constrained")
     axes = figure.subplots(len(groups), 1, squeeze=False, sharey=True)
     for axis, (name, group) in zip(axes[:, 0], groups, strict=True):
         found = sorted(trial.ratio for trial in group)
@@ -68,6 +69,10 @@ def draw(trials: list[Trial], path: Path) -> None:
         axis.set_title(name, fontsize=9, loc="left")
         axis.set_ylabel("time over\nthe default's")
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.grid(axis="y", color="#e8e8e8", linewidth=0.6)
     axes[-1, 0].set_xlabel("candidates, fastest first")
     figure.suptitle(one_device(trials), fontsize=9)
     figure.savefig(path, dpi=120)

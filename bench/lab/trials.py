@@ -135,6 +135,12 @@ def name_of(trial: Trial) -> str:
     return f"{'x'.join(map(str, case['shape']))} {case['dtype']} {case['layout']} {case['step']}"
 
 
+def changes(trial: Trial) -> str:
+    """What a candidate has that the default has not: "POOL_C=16 num_warps=2"."""
+    found = [f"{name}={value}" for name, value in trial.candidate.items() if trial.default.get(name) != value]
+    return " ".join(found) or "the default"
+
+
 def one_device(trials: Iterable[Trial]) -> str:
     """The device and clock of all trials. Raises: InputError where there are several, or no trials."""
     found = sorted({f"{trial.environment['device']}, clock {trial.environment['clock']}" for trial in trials})
