@@ -6,6 +6,8 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -118,18 +120,31 @@ def _run(arguments: argparse.Namespace) -> int:
     from .detection import Detection
     from .loop import Run
 
-    with processes.started(arguments.device) as here:
+    with processes.started(arguments.device) as here, _algorithms(arguments.deterministic):
         if arguments.sync_bn and here.device.type == "cpu":
             raise InputError("--sync-bn: PyTorch's SyncBatchNorm takes no tensors of a CPU; leave it out")
         if here.first:
             folder_of(arguments.out, ("checkpoint.pt.partial", "log.jsonl.partial"), option="--out")
-        torch.use_deterministic_algorithms(arguments.deterministic, warn_only=True)
-        torch.backends.cudnn.benchmark = not arguments.deterministic
         checkpoint.seed(arguments.seed)
         Run(
             {"classification": Classification, "detection": Detection}[arguments.task](arguments, here), arguments, here
         ).fit()
     return 0
+
+
+@contextmanager
+def _algorithms(deterministic: bool) -> Iterator[None]:
+    """The fastest algorithms, or those that give the same bits in every run, with a warning where there is none."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    flags = {"enabled": torch.backends.cudnn.enabled, "allow_tf32": torch.backends.cudnn.allow_tf32}
+    try:
+        with torch.backends.cudnn.flags(benchmark=not deterministic, deterministic=deterministic, **flags):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ from bench.train import loop
 from bench.train.classification import Classification
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["--model", "resnet18", "--size", "32", "--batch", "8", "--lr", "0.01", "--workers", "0"]
+SMALL = ["--model", "mnasnet0_5", "--size", "32", "--batch", "8", "--lr", "0.01", "--workers", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def assert_same_state(one, other):
 
 
 def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(folder, tmp_path, monkeypatch, capsys):
-    options = ["--model", "mobilenet_v2", "--epochs", "3", "--ema", "0.5", "--drops", "1", "2", "--warmup", "3"]
-    assert train(folder, tmp_path / "whole", *options) == 0  # MobileNet has a dropout, which draws numbers as crops do
+    options = ["--epochs", "3", "--ema", "0.5", "--drops", "1", "2", "--warmup", "3"]
+    assert train(folder, tmp_path / "whole", *options) == 0  # MNASNet has a dropout, which draws numbers as crops do
     losses = []
 
     def stopped(task, model, batch):
@@ -122,15 +122,14 @@ def test_the_paper_is_the_default():
 
 
 def test_a_step_learns_with_the_options_that_change_how_it_is_computed(folder, tmp_path):
-    plain = ["--epochs", "1", "--attention", "se", "--reduction", "8"]
+    plain = ["--model", "resnet18", "--epochs", "1", "--attention", "se", "--reduction", "8"]
     assert train(folder, tmp_path / "float32", *plain) == 0
     for name, options in {"half": ["--amp", "bfloat16"], "layout": ["--channels-last"]}.items():
         assert train(folder, tmp_path / name, *plain, *options) == 0
     losses = {name: log(tmp_path / name)[0]["loss"] for name in ("float32", "half", "layout")}
     assert 1e-6 < abs(losses["half"] - losses["float32"]) < 0.1
     assert losses["layout"] == pytest.approx(losses["float32"], rel=1e-3)
-    last = saved(tmp_path / "layout")["model"]["layer1.0.conv1.weight"]
-    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert saved(tmp_path / "layout")["model"]["layer1.0.conv1.weight"].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_top_1_and_top_5_count_every_image_once(folder, tmp_path):
@@ -227,15 +226,25 @@ def test_weights_of_a_network_without_attention_start_one_with_it(folder, tmp_pa
     from torchvision.models import resnet18
 
     torch.save(resnet18(num_classes=7).state_dict(), tmp_path / "plain.pt")
-    start = ["--weights", str(tmp_path / "plain.pt"), "--lr", "1e-30", "--epochs", "1", "--weight-decay", "0"]
+    start = [
+        "--model",
+        "resnet18",
+        "--weights",
+        str(tmp_path / "plain.pt"),
+        "--lr",
+        "1e-30",
+        "--epochs",
+        "1",
+        "--weight-decay",
+        "0",
+    ]
     assert train(folder, tmp_path / "out", *start) == 0
     plain, got = torch.load(tmp_path / "plain.pt"), saved(tmp_path / "out")["model"]
     assert got["fc.weight"].shape == (2, 512)
     assert all((got[name] - plain[name]).abs().max() < 1e-20 for name in plain if "conv" in name)
-    torch.save(resnet18(width_per_group=64, num_classes=7).layer1.state_dict(), tmp_path / "part.pt")
-    assert "has no fitting conv1.weight" in refused(
-        capsys, folder, tmp_path / "o", "--weights", str(tmp_path / "part.pt")
-    )
+    torch.save(resnet18().layer1.state_dict(), tmp_path / "part.pt")
+    options = ["--model", "resnet18", "--weights", str(tmp_path / "part.pt")]
+    assert "has no fitting conv1.weight" in refused(capsys, folder, tmp_path / "other", *options)
 
 
 def torchrun(folder, out, *options):
