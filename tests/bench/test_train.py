@@ -80,8 +80,6 @@ def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(folder, tmp_pat
         patch.setattr(Classification, "loss", stopped)
         assert train(folder, tmp_path / "stopped", *options) == 130
     assert len(saved(tmp_path / "stopped")["history"]) == len(log(tmp_path / "stopped")) == 1
-    with (tmp_path / "stopped" / "log.jsonl").open("a") as file:
-        file.write('{"epoch": 2}\n{"torn')  # a log is what the checkpoint knows, whatever else was written
     torch.manual_seed(99)
     assert train(folder, tmp_path / "stopped", *options) == 0
     assert "Goes on after epoch 1" in capsys.readouterr().out
@@ -92,11 +90,30 @@ def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(folder, tmp_pat
 
 def test_a_finished_run_says_so_and_more_epochs_go_on(folder, tmp_path, capsys):
     assert train(folder, tmp_path, "--epochs", "1") == 0
+    (tmp_path / "log.jsonl").write_text('{"torn')  # by a kill between the two files
     assert train(folder, tmp_path, "--epochs", "1") == 0
+    assert [line["epoch"] for line in log(tmp_path)] == [1]
     assert "All 1 epochs are done" in capsys.readouterr().out
     assert train(folder, tmp_path, "--epochs", "2", "--workers", "1") == 0
     assert "Not bit for bit what an uninterrupted run gives: --workers 0, now 1" in capsys.readouterr().out
     assert [line["epoch"] for line in log(tmp_path)] == [1, 2]
+
+
+def test_every_epoch_has_its_own_order_and_averages_have_their_own_statistics(folder, tmp_path, monkeypatch):
+    from torchvision.datasets import ImageFolder
+
+    read, item = [], ImageFolder.__getitem__
+    monkeypatch.setattr(
+        ImageFolder, "__getitem__", lambda data, index: read.append((data.root, index)) or item(data, index)
+    )
+    assert train(folder, tmp_path, "--epochs", "2", "--ema", "0.5") == 0
+    trained = [index for root, index in read if root.endswith("train")]
+    first, second = trained[:16], trained[16:]
+    assert sorted(first) == sorted(second) == [*range(16)]
+    assert first != second
+    state = saved(tmp_path)
+    name = "layers.1.running_mean"
+    assert not torch.equal(state["average"][f"module.{name}"], state["model"][name])
 
 
 def test_the_rate_warms_up_and_drops_as_the_paper_has_it():
