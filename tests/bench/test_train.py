@@ -1,17 +1,10 @@
 """`python -m bench train`: a run that was stopped ends where one that was not does, and mistakes are one line."""
 
+import argparse
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import nn
 
 from bench.__main__ import main
 from cbam_triton import settings
@@ -22,10 +15,9 @@ pytest.importorskip("torchvision")
 pytest.importorskip("PIL")
 pytest.importorskip("tqdm")
 
-from bench.train import loop
+from bench.train import checkpoint, command, loop
 from bench.train.classification import Classification
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--model", "mnasnet0_5", "--size", "32", "--batch", "8", "--lr", "0.01", "--workers", "0"]
 
 
@@ -88,6 +80,22 @@ def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(folder, tmp_pat
     assert {path.name for path in (tmp_path / "stopped").iterdir()} == {"checkpoint.pt", "log.jsonl"}
 
 
+def test_a_write_that_is_broken_off_leaves_the_file_before_it(tmp_path, monkeypatch):
+    checkpoint.write(tmp_path / "checkpoint.pt", {"epoch": 1})
+
+    def half(state, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", half)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.write(tmp_path / "checkpoint.pt", {"epoch": 2})
+    assert saved(tmp_path) == {"epoch": 1}
+    checkpoint.write(tmp_path / "checkpoint.pt", {"epoch": 3})
+    assert saved(tmp_path) == {"epoch": 3}
+
+
 def test_a_finished_run_says_so_and_more_epochs_go_on(folder, tmp_path, capsys):
     assert train(folder, tmp_path, "--epochs", "1") == 0
     (tmp_path / "log.jsonl").write_text('{"torn')  # by a kill between the two files
@@ -117,8 +125,6 @@ def test_every_epoch_has_its_own_order_and_averages_have_their_own_statistics(fo
 
 
 def test_the_rate_warms_up_and_drops_as_the_paper_has_it():
-    import argparse
-
     paper = argparse.Namespace(lr=0.1, warmup=0, factor=0.1, drops=[30, 60])
     rates = [loop.learning_rate(paper, epoch, 5 * epoch) for epoch in range(90)]
     assert rates == pytest.approx([0.1] * 30 + [0.01] * 30 + [0.001] * 30)
@@ -127,10 +133,6 @@ def test_the_rate_warms_up_and_drops_as_the_paper_has_it():
 
 
 def test_the_paper_is_the_default():
-    import argparse
-
-    from bench.train import command
-
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     got = parser.parse_args(["classification", "data"])
@@ -147,34 +149,6 @@ def test_a_step_learns_with_the_options_that_change_how_it_is_computed(folder, t
     assert 1e-6 < abs(losses["half"] - losses["float32"]) < 0.1
     assert losses["layout"] == pytest.approx(losses["float32"], rel=1e-3)
     assert saved(tmp_path / "layout")["model"]["layer1.0.conv1.weight"].is_contiguous(memory_format=torch.channels_last)
-
-
-def test_top_1_and_top_5_count_every_image_once(folder, tmp_path):
-    import argparse
-
-    from bench.train.processes import Processes
-
-    class Ranks(nn.Module):
-        """The true class of an image comes third, and for the last one first."""
-
-        def forward(self, images):
-            left = images[..., :16].mean((1, 2, 3)) > images[..., 16:].mean((1, 2, 3))
-            return torch.stack([~left, left, torch.ones_like(left)], 1) * torch.tensor([1.0, 1.0, 2.0])
-
-    options = {"data": folder, "size": 32, "batch": 2, "workers": 0, "seed": 0, "channels_last": False}
-    network = {"model": "resnet18", "attention": "none", "weights": None, "reduction": None, "arrangement": None}
-    arguments = argparse.Namespace(
-        **options, **network, kernel_size=None, channel_pools=None, spatial_pools=None, gentle=False
-    )
-    counted = [0, 0]
-    for rank in range(2):
-        alone = Processes(rank, 2, torch.device("cpu"))
-        task = Classification(arguments, alone)
-        assert len(task.held_out.dataset) == 2 - rank
-        got = task.measure(Ranks(), alone._replace(count=1))
-        counted[0] += got["top1"] * (2 - rank)
-        counted[1] += got["top5"] * (2 - rank)
-    assert counted == [0, 3]
 
 
 def refused(capsys, folder, out, *options, **kinds):
@@ -262,31 +236,3 @@ def test_weights_of_a_network_without_attention_start_one_with_it(folder, tmp_pa
     torch.save(resnet18().layer1.state_dict(), tmp_path / "part.pt")
     options = ["--model", "resnet18", "--weights", str(tmp_path / "part.pt")]
     assert "has no fitting conv1.weight" in refused(capsys, folder, tmp_path / "other", *options)
-
-
-def torchrun(folder, out, *options):
-    """Two processes on one machine, as torchrun starts them; their group can be killed as one."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bench"]
-    command += ["train", "classification", str(folder), "--out", str(out), *SMALL, *options]
-    environment = os.environ | {"CBAM_TRITON_BACKEND": "reference", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this PyTorch has no gloo")
-@pytest.mark.skipif(os.name == "nt", reason="kills a group of processes")
-def test_two_processes_that_were_killed_and_resumed_end_where_uninterrupted_ones_do(tmp_path):
-    folder = data_sets.image_folder(tmp_path / "images", train=64)
-    options = ["--epochs", "3", "--ema", "0.9", "--workers", "1", "--device", "cpu"]
-    assert torchrun(folder, tmp_path / "whole", *options).wait(600) == 0
-    killed = torchrun(folder, tmp_path / "killed", *options)
-    checkpoint = tmp_path / "killed" / "checkpoint.pt"
-    while not checkpoint.exists() and killed.poll() is None:
-        time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait(60)
-    assert 1 <= len(saved(tmp_path / "killed")["history"]) < 3
-    assert torchrun(folder, tmp_path / "killed", *options).wait(600) == 0
-    assert_same_state(saved(tmp_path / "killed"), saved(tmp_path / "whole"))
-    states = saved(tmp_path / "whole")["random"]
-    assert not torch.equal(states[0]["torch"], states[1]["torch"])  # of two processes
