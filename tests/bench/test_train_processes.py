@@ -70,7 +70,7 @@ def torchrun(folder, out, *options):
 @pytest.mark.skipif(os.name == "nt", reason="kills a group of processes")
 def test_two_processes_that_were_killed_and_resumed_end_where_uninterrupted_ones_do(tmp_path):
     folder = data_sets.image_folder(tmp_path / "images", train=64, held_out=41)
-    options = ["--epochs", "3", "--ema", "0.9", "--workers", "1", "--device", "cpu"]
+    options = ["--model", "resnet18", "--epochs", "3", "--ema", "0.9", "--workers", "1", "--device", "cpu"]
     assert torchrun(folder, tmp_path / "whole", *options).wait(600) == 0
     killed = torchrun(folder, tmp_path / "killed", *options)
     written = tmp_path / "killed" / "checkpoint.pt"
@@ -84,7 +84,7 @@ def test_two_processes_that_were_killed_and_resumed_end_where_uninterrupted_ones
     states = saved(tmp_path / "whole")["random"]
     assert not torch.equal(states[0]["torch"], states[1]["torch"])  # of two processes
     # Both measured with the statistics that were saved: one process finds the same parts, of images and of the average.
-    arguments = namespace(folder, batch=8)
+    arguments = namespace(folder, model="resnet18")
     task = Classification(arguments, Processes(0, 1, torch.device("cpu")))
     state, line = saved(tmp_path / "whole"), log(tmp_path / "whole")[-1]
     task.model = models.classifier(arguments, 2)
