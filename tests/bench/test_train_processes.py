@@ -16,7 +16,7 @@ from torch import nn
 from cbam_triton import settings
 
 from . import data_sets
-from .test_train import SMALL, assert_same_state, log, saved
+from .test_train import SMALL, assert_same_state, log, saved, train
 
 pytest.importorskip("torchvision")
 pytest.importorskip("tqdm")
@@ -55,6 +55,31 @@ def test_top_1_and_top_5_count_every_image_once(tmp_path):
         counted[0] += got["top1"] * (2 - rank)
         counted[1] += got["top5"] * (2 - rank)
     assert counted == [0, 3]
+
+
+def test_statistics_are_those_of_the_first_process_before_they_are_measured_and_saved(tmp_path, monkeypatch):
+    def broadcast(buffer, source):
+        assert source == 0
+        buffer.fill_(7)  # as if the first process had sent this
+
+    share, measured = Processes.share_buffers, []
+
+    def measure(task, model, processes):
+        measured.append({buffer.float().mean().item() for buffer in model.buffers()})
+        return {}
+
+    monkeypatch.setattr(dist, "broadcast", broadcast)
+    monkeypatch.setattr(Processes, "share_buffers", lambda here, *modules: share(here._replace(count=2), *modules))
+    monkeypatch.setattr(Classification, "measure", measure)
+    folder = data_sets.image_folder(tmp_path / "images")
+    assert train(folder, tmp_path, "--epochs", "1", "--ema", "0.5") == 0
+    assert measured == [{7}, {7}]
+    state = saved(tmp_path)
+    names = [name for name in state["model"] if name.endswith("running_var")]
+    assert names
+    for name in names:
+        assert (state["model"][name] == 7).all()
+        assert (state["average"][f"module.{name}"] == 7).all()
 
 
 def torchrun(folder, out, *options):
