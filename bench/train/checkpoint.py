@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def read(path: Path, option: str) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{option}: there is no file {str(path)!r}") from None
+    except pickle.UnpicklingError:
+        raise InputError(f"{option}: {str(path)!r} holds other objects than tensors and plain values") from None
     except Exception as error:  # torch.load raises whatever the bytes lead to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{option}: {str(path)!r} is not a file of torch.save with weights only ({reason})") from None

@@ -126,9 +126,8 @@ def _run(arguments: argparse.Namespace) -> int:
         if here.first:
             folder_of(arguments.out, ("checkpoint.pt.partial", "log.jsonl.partial"), option="--out")
         checkpoint.seed(arguments.seed)
-        Run(
-            {"classification": Classification, "detection": Detection}[arguments.task](arguments, here), arguments, here
-        ).fit()
+        task = {"classification": Classification, "detection": Detection}[arguments.task](arguments, here)
+        Run(task, arguments, here).fit()
     return 0
 
 

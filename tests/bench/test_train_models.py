@@ -98,9 +98,19 @@ def test_weights_of_another_network_or_attention_are_refused(tmp_path):
         models.detector(arguments(model="retinanet_resnet50_fpn", weights=path), 3)
 
 
+def test_files_that_hold_more_than_weights_are_refused(tmp_path):
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "whole.pt")
+    with pytest.raises(InputError, match="holds other objects than tensors and plain values"):
+        models.classifier(arguments(weights=tmp_path / "whole.pt"), 5)
+    torch.save([1], tmp_path / "list.pt")
+    with pytest.raises(InputError, match="holds a list, not the dict of a checkpoint"):
+        models.classifier(arguments(weights=tmp_path / "list.pt"), 5)
+
+
 @pytest.mark.parametrize("name", ["ssd300_vgg16", "fasterrcnn_mobilenet_v3_large_fpn", "ssdlite320_mobilenet_v3_large"])
 def test_detectors_get_their_attention_in_the_backbone(name):
-    model = models.detector(arguments(model=name), 3)
+    with torch.device("meta"):
+        model = models.detector(arguments(model=name), 3)
     names = [name for name, layer in model.named_modules() if isinstance(layer, CBAM)]
     assert len(names) >= 4
     assert all(name.startswith("backbone.") for name in names)
