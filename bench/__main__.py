@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     modules |= {"ablation": ablation, "train": train}
     if why_no_triton() is None:
         modules |= {name: importlib.import_module(f"bench.lab.{name}") for name in _LAB}
+        modules["predict"] = importlib.import_module("bench.model.predict")
     for name, module in modules.items():
         # Not the docstring, which -OO takes away.
         module.add_arguments(commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY))

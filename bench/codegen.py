@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -119,11 +120,12 @@ def _amdgcn_facts(assembly):
 
 
 class Launch(NamedTuple):
-    """One recorded launch: the kernel, its arguments by name, its options such as num_warps."""
+    """One recorded launch: the kernel, its arguments by name, its options such as num_warps, its programs."""
 
     kernel: Any
     arguments: dict[str, Any]
     options: dict[str, Any]
+    programs: int
 
 
 @contextmanager
@@ -136,10 +138,10 @@ def recorded(facts: DeviceFacts) -> Iterator[list[Launch]]:
     found: list[Launch] = []
 
     def run(self, *arguments, grid, warmup, **options):
-        del grid, warmup
+        del warmup
         named = dict(zip(self.arg_names, arguments, strict=False))
         named |= {name: options.pop(name) for name in self.arg_names if name in options}
-        found.append(Launch(self, named, options))
+        found.append(Launch(self, named, options, math.prod(grid)))
 
     device = patch.object(tensors, "facts", lambda device: facts)
     driver = patch.object(prepared, "driver", SimpleNamespace(active=None))
@@ -148,9 +150,16 @@ def recorded(facts: DeviceFacts) -> Iterator[list[Launch]]:
 
 
 def launches(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, layout: str, schedule: str, architecture: str, mode: str
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    layout: str,
+    schedule: str,
+    architecture: str,
+    mode: str,
+    device: DeviceFacts | None = None,
+    parameters: torch.dtype = torch.float32,
 ) -> list[Launch]:
-    """What the library launches for a CBAM with fp32 parameters on x (N,C,H,W) on that architecture.
+    """What the library launches for a CBAM on x (N,C,H,W) on that architecture, on its common GPU if none is given.
 
     The norm is of fixed statistics, or of the batch's in the mode "batch_norm".
     """
@@ -161,14 +170,14 @@ def launches(
     C = shape[1]
     R = max(1, C // 16)
     x = torch.empty(shape, dtype=dtype, memory_format=LAYOUTS[layout])
-    one = torch.empty(1)
+    one, fc1, fc2 = (torch.empty(size, dtype=parameters) for size in ((1,), (R, C), (C, R)))
     weights = Weights(
-        torch.empty(R, C), torch.empty(R), torch.empty(C, R), torch.empty(C), torch.empty(1, 2, 7, 7), None,
+        fc1, fc1[:, 0].contiguous(), fc2, fc2[:, 0].contiguous(), torch.empty(1, 2, 7, 7, dtype=parameters), None,
         one, one, one, one, 1e-5,
     )  # fmt: skip
     relu, by_batch = mode == "residual", mode == "batch_norm"
     residual = torch.empty_like(x) if relu else None
-    with recorded(FACTS[architecture]) as found:
+    with recorded(device or FACTS[architecture]) as found:
         if mode == "inference":
             forward(x, weights, schedule)
         else:
