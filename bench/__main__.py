@@ -1,4 +1,4 @@
-"""`python -m bench run | plot | codegen | host | figures | ablation | train`, and the lab: `space | tune | ...`."""
+"""`python -m bench run | network | plot | ...`, and the lab: `space | tune | ...`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from cbam_triton.demo.options import InputError, Parser
 from cbam_triton.kernels.launch.hardware import why_no_triton
 
-from . import ablation, codegen, figures, host, plot, run
+from . import ablation, codegen, figures, host, network, plot, run
 from .train import command as train
 
 _LAB = ("space", "tune", "distill", "compare", "report", "export")
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m bench", description="Benchmarks of cbam_triton.")
     commands = parser.add_subparsers(dest="command", required=True)
     modules: dict[str, Any] = {"run": run, "plot": plot, "codegen": codegen, "host": host, "figures": figures}
-    modules |= {"ablation": ablation, "train": train}
+    modules |= {"network": network, "ablation": ablation, "train": train}
     if why_no_triton() is None:
         modules |= {name: importlib.import_module(f"bench.lab.{name}") for name in _LAB}
         modules["predict"] = importlib.import_module("bench.model.predict")

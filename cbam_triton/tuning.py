@@ -58,6 +58,14 @@ class Recording:
             rows.append({**given, "problem": problem._asdict(), "calls": calls})
         return rows
 
+    def explanations(self) -> "list[Explanation]":
+        """One entry for each launch, in their order; printed, one line each."""
+        found = _Explanations()
+        for plan, x in self.plans:
+            shape = tuple(x.shape)
+            found.append(Explanation(shape, x.dtype, plan.problem, plan.candidate, plan.source, plan.reason))
+        return found
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write the problems as JSON, whole or not at all. Raises: OSError where that cannot be."""
         from .kernels.launch.tables import write_whole
@@ -117,11 +125,7 @@ def explain(layer: nn.Module, x: Tensor, training: bool = False) -> list[Explana
         raise TypeError(f"x must be a tensor, got {type(x).__name__}: pass what the layer is called with")
     with record() as met:
         _run(layer, x, training)
-    found = _Explanations()
-    for plan, tensor in met.plans:
-        shape = tuple(tensor.shape)
-        found.append(Explanation(shape, tensor.dtype, plan.problem, plan.candidate, plan.source, plan.reason))
-    return found
+    return met.explanations()
 
 
 def use(path: str | PathLike[str] | None) -> None:

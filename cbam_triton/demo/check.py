@@ -199,7 +199,8 @@ def _time(rows: list[Row], layer: CBAM, x: Tensor, yardstick: _Yardstick, budget
 
 def _speed(other: Timing, own: Timing) -> str:
     """How many times as long the other takes; no number where either is noisy."""
-    return "~" if other.noisy or own.noisy else f"{other.median / own.median:.2f}x"
+    speed = own.over(other)
+    return "~" if speed is None else f"{speed:.2f}x"
 
 
 def row_count(machine: Machine) -> int:

@@ -22,6 +22,10 @@ class Timing(NamedTuple):
         """Whether the quartiles lie more than a quarter of the median apart."""
         return self.spread > self.median / 4
 
+    def over(self, other: Timing) -> float | None:
+        """How many times as long the other takes; no number where either is noisy."""
+        return None if self.noisy or other.noisy else other.median / self.median
+
 
 def interleaved(
     calls: Mapping[str, Callable[[], object]], device: torch.device, *, seconds: float, most_rounds: int = 200
