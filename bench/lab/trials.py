@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
@@ -38,8 +39,9 @@ class Trial(NamedTuple):
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What makes two trials the same."""
-        return tuple(json.dumps(part, sort_keys=True) for part in (self.environment, self.problem, self.candidate))
+        """What makes two trials the same; the clock rate of the moment does not."""
+        where = {name: value for name, value in self.environment.items() if name != "sm_clock_mhz"}
+        return tuple(json.dumps(part, sort_keys=True) for part in (where, self.problem, self.candidate))
 
     @property
     def ratio(self) -> tuple[float, float, float]:
@@ -61,9 +63,22 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 def environment(device: torch.device, name: str, clock: str, cache: str) -> dict[str, Any]:
     """What a time depends on besides the problem and the candidate."""
     found: dict[str, Any] = {"device": name, "clock": clock, "cache": cache, **tables.environment()}
+    found["driver"] = _driver() if device.type == "cuda" else None
     if device.type == "cuda":
         found["sm_clock_mhz"] = _clock_rate(device)
     return found
+
+
+def _driver() -> str | None:
+    """The release of the GPU's driver, where the kernel module tells it."""
+    for path in ("/proc/driver/nvidia/version", "/sys/module/amdgpu/version"):
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError:
+            continue
+        match = re.search(r"\d+(?:\.\d+)+", text)
+        return match[0] if match else text.strip()[:80]
+    return None
 
 
 def _clock_rate(device: torch.device) -> int | None:

@@ -143,8 +143,8 @@ def test_a_table_keeps_the_default_where_nothing_is_proved_faster():
     proved, doubtful = made_up(0.9, num_warps=2), made_up(0.99, spread=0.1, num_warps=8)
     rows = [str(Candidate.from_json(trial.candidate)) for trial in (proved, doubtful)]
     assert distill.entry_of([proved, doubtful], rows)[1][0] == proved.parsed()[1]
-    assert distill.entry_of([doubtful], rows)[1] == (Candidate.from_json(doubtful.default), distill.PINNED)
-    assert distill.entry_of([proved], [])[1][1] == distill.PINNED
+    assert distill.entry_of([doubtful], rows)[1] == (Candidate.from_json(doubtful.default), tables.PINNED)
+    assert distill.entry_of([proved], [])[1][1] == tables.PINNED
 
 
 def test_few_rows_are_those_that_make_all_problems_fastest():

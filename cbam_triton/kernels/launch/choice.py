@@ -51,7 +51,8 @@ def choose(problem: Problem, device: DeviceFacts, wanted: str) -> Choice:
         found = tables.lookup(problem, device)
         if found is not None and unfit(found.candidate, problem) is None:
             return Choice(found.candidate, found.source, found.reason)
-        return default(problem, device)
+        chosen = default(problem, device)
+        return chosen._replace(reason=chosen.reason + tables.passed_over(device.name))
     return Choice(Candidate(wanted, configs(wanted, problem)[0]), "default", "the schedule was asked for")
 
 

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from . import shipped
 from .candidate import Candidate
 from .hardware import DeviceFacts, interpreted
 from .problem import Problem
 
 FORMAT = 1
 STORE = "CBAM_TRITON_CACHE"
-_SHIPPED = Path(__file__).parent / "tuned"
-_KERNELS = Path(__file__).parents[1]
+PINNED = "the default: nothing was proved faster"  # the reason of an entry that keeps it
 
 
 class Found(NamedTuple):
@@ -40,12 +40,18 @@ class Table(NamedTuple):
     name: str
 
     def find(self, problem: Problem) -> Found | None:
-        """The entry of this problem, or of the nearest N at most twice as large or small."""
+        """The entry of this problem, or of the nearest N at most twice as large or small.
+
+        Another N has its own default, so an entry that keeps the default says nothing of it.
+        """
         exact = self.entries.get(problem)
         if exact is not None:
             return exact
         near = [other for other in self.entries if _batches_apart(other, problem) <= 2]
-        return self.entries[min(near, key=lambda other: _batches_apart(other, problem))] if near else None
+        if not near:
+            return None
+        found = self.entries[min(near, key=lambda other: _batches_apart(other, problem))]
+        return None if found.reason == PINNED else found
 
 
 _FORGET: list[Callable[[], object]] = []  # what `plan` sets, which keeps what was chosen
@@ -54,6 +60,7 @@ _FORGET: list[Callable[[], object]] = []  # what `plan` sets, which keeps what w
 class _State:
     used: Table | None = None
     read: dict[str, list[Table]] = {}  # noqa: RUF012, by device: the store and what is shipped
+    stale: dict[str, str] = {}  # noqa: RUF012, by device: what is said of a shipped table of other kernels
 
 
 def lookup(problem: Problem, device: DeviceFacts) -> Found | None:
@@ -64,6 +71,11 @@ def lookup(problem: Problem, device: DeviceFacts) -> Found | None:
         if found is not None:
             return found
     return None
+
+
+def passed_over(device: str) -> str:
+    """What `explain` adds where the package has a table of this device that is of other kernels; nothing elsewhere."""
+    return _State.stale.get(device, "")
 
 
 def use(table: Table | None) -> None:
@@ -80,6 +92,7 @@ def used() -> Table | None:
 def forget() -> None:
     """Read the store and what is shipped again when they are asked next."""
     _State.read.clear()
+    _State.stale.clear()
     _changed()
 
 
@@ -98,29 +111,50 @@ def read_table(path: Path) -> Table:
 
     Raises: OSError for a file that cannot be read, ValueError for one that is no table of this release.
     """
+    return _read(path)[0]
+
+
+def _read(path: Path, device: str | None = None) -> tuple[Table, str]:
+    """The table of a file and the kernels that it was measured with; `device` is of a file that is shipped for it."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
             raise ValueError(f"its format is {data['format']!r}, this release reads {FORMAT}")
+        if device is not None and (why := shipped.fault(data, device)) is not None:
+            raise ValueError(why)
+        source = f"{path.name} ({data['device']})" if device is None else f"shipped table of {device}"
         entries = {}
         for entry in data["entries"]:
             problem = _problem(entry["problem"])
             candidate = Candidate.from_json(entry["candidate"])
-            entries[problem] = Found(candidate, f"{path.name} ({data['device']})", str(entry.get("reason", "tuned")))
-        return Table(str(data["device"]), entries, path.name)
+            entries[problem] = Found(candidate, source, str(entry.get("reason", "tuned")))
+        kernels = str(data["environment"]["kernels"]) if device is not None else ""
+        return Table(str(data["device"]), entries, path.name), kernels
     except (KeyError, TypeError, ValueError) as error:  # UnicodeDecodeError is a ValueError
         said = f"missing: {error}" if isinstance(error, KeyError) else str(error)
         remedy = "make one with `python -m bench distill`"
         raise ValueError(f"{path} is no table of tuned problems ({said}): {remedy}") from None
 
 
-def write_table(path: Path, device: str, entries: Mapping[Problem, tuple[Candidate, str]]) -> None:
-    """Write candidates and the reasons for them as one file, whole or not at all."""
-    rows = [
+def write_table(
+    path: Path,
+    device: str,
+    entries: Mapping[Problem, tuple[Candidate, str]],
+    where: Mapping[str, Any] | None = None,
+    ratios: Mapping[Problem, tuple[float, float, float]] | None = None,
+) -> None:
+    """Write candidates and the reasons for them as one file, whole or not at all.
+
+    A table to be shipped also says where it was measured (`shipped.ENVIRONMENT`), and for each entry its time over the
+    default's: the median and its interval.
+    """
+    rows: list[dict[str, Any]] = [
         {"problem": problem._asdict(), "candidate": candidate.to_json(), "reason": reason}
         for problem, (candidate, reason) in entries.items()
     ]
-    data = {"format": FORMAT, "device": device, "environment": environment(), "entries": rows}
+    for row, problem in zip(rows, entries, strict=True):
+        row.update({} if ratios is None else {"ratio": list(ratios[problem])})
+    data = {"format": FORMAT, "device": device, "environment": where or environment(), "entries": rows}
     write_whole(path, json.dumps(data, indent=1) + "\n")
 
 
@@ -157,29 +191,20 @@ def add_to_store(device: str, problem: Problem, candidate: Candidate, reason: st
 
 def environment() -> dict[str, str]:
     """What a tuned entry depends on besides the device: releases, and the text of the kernels."""
-    return {"torch": torch.__version__, "triton": triton.__version__, "kernels": _kernels_hash()}
-
-
-def _kernels_hash() -> str:
-    digest = hashlib.sha256()
-    for path in sorted(_KERNELS.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    return {"torch": torch.__version__, "triton": triton.__version__, "kernels": shipped.kernels_hash()}
 
 
 def _kept(device: str) -> list[Table]:
     if device not in _State.read:
-        found: list[Table] = []
         folders = [] if interpreted() and not os.environ.get(STORE) else [store_folder(device)]
-        for folder in [*folders, _SHIPPED]:
-            tables = [_read_or_warn(path) for path in _files(folder)]
-            merged: dict[Problem, Found] = {}
-            for table in tables:
+        merged: dict[Problem, Found] = {}
+        for folder in folders:
+            for table in (_read_or_warn(path) for path in _files(folder)):
                 if table is not None and table.device == device:
                     merged.update(table.entries)
-            if merged:
-                found.append(Table(device, merged, folder.name))
-        _State.read[device] = found
+        own = [Table(device, merged, "store")] if merged else []
+        packed = _read_or_warn(shipped.file_of(device), device)
+        _State.read[device] = own if packed is None else [*own, packed]
     return _State.read[device]
 
 
@@ -190,12 +215,22 @@ def _files(folder: Path) -> list[Path]:
         return []
 
 
-def _read_or_warn(path: Path) -> Table | None:
+def _read_or_warn(path: Path, device: str | None = None) -> Table | None:
+    """The table of a file; None after a warning, or without one where the package has no file or one of other kernels.
+
+    Users of a stale file can do nothing about it, so `passed_over` tells those who ask.
+    """
     try:
-        return read_table(path)
+        if device is not None and not path.exists():
+            return None
+        table, kernels = _read(path, device)
     except (OSError, ValueError) as error:
         warnings.warn(f"a tuned entry is left out: {error}", stacklevel=2)
         return None
+    if device is not None and kernels != shipped.kernels_hash():
+        _State.stale[device] = f"; the shipped table of {device} is of other kernels and was passed over"
+        return None
+    return table
 
 
 def _problem(values: Mapping[str, Any]) -> Problem:
