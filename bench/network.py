@@ -24,6 +24,7 @@ from cbam_triton.demo.options import InputError, device_of, folder_of, need_extr
 from cbam_triton.testing.timing import Timing, interleaved
 
 from .networks import NETWORKS, Batch, agreements, build, exact_results, make_batch, prepared, results, step_of
+from .precompile import LayerCall, precompile, shapes_in
 from .run import LAYOUTS, environment, kernels_run_on
 
 SUMMARY = "Images a second of a ResNet with CBAM, converted and not, against the one without attention."
@@ -67,6 +68,11 @@ def main(arguments: argparse.Namespace) -> int:
     with _settings_for(device), arguments.out.open("w") as file:
         say(f"making {', '.join(arguments.networks)}")
         models = build(arguments.model, arguments.size, device)
+        if kernels_run_on(device):
+            calls = layer_calls(models["inserted"], arguments)
+            say(f"compiling the kernels of {len(calls)} calls side by side")
+            for failure in precompile(calls, device):
+                say(failure)
         for layout in arguments.layout:
             for mode in arguments.mode:
                 halves = mode == "training" and arguments.dtype != "float32"
@@ -106,6 +112,19 @@ def _checked(arguments: argparse.Namespace) -> torch.device:
     return device
 
 
+def layer_calls(inserted: nn.Module, arguments: argparse.Namespace) -> list[LayerCall]:
+    """What the attention of the networks of ours will be called with."""
+    dtype = getattr(torch, arguments.dtype)
+    return [
+        LayerCall(shape, dtype, layout == "channels_last", mode == "training", name == "inserted")
+        for shape in shapes_in(inserted, arguments.size, arguments.batch)
+        for layout in arguments.layout
+        for mode in arguments.mode
+        for name in OURS
+        if name in arguments.networks
+    ]
+
+
 def measure(
     models: dict[str, nn.Module],
     mode: str,
@@ -141,6 +160,8 @@ def measure(
             except Exception as error:  # whatever one network raises, the others are still measured
                 row["note"] = _one_line(error)
                 steps.pop(form, None)
+            if row["note"]:
+                say(f"{form} is left out: {row['note']}")
     say(f"timing {len(steps)} networks, {arguments.steps} steps a round")
     timings = _timings(steps, arguments, device)
     for form, row in rows.items():

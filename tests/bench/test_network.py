@@ -1,14 +1,16 @@
 """Whole networks: the four forms compute the same, nothing wrong is timed, and a row says what ran."""
 
+import argparse
 import json
 
 import pytest
 import torch
 from torch import nn
 
-from bench import network, networks
+from bench import network, networks, precompile
 from bench.__main__ import main
 from cbam_triton import settings
+from cbam_triton.kernels.launch import hardware
 from cbam_triton.testing.timing import Timing
 
 TINY = ["network", "--model", "resnet18", "--size", "32", "--batch", "2", "--device", "cpu", "--seconds", "0"]
@@ -165,8 +167,6 @@ def test_gradients_that_overflow_get_no_time(models):
 
 
 def test_a_row_says_what_was_launched_and_from_where(models):
-    from cbam_triton.kernels.launch import hardware
-
     if hardware.why_no_triton() is not None:
         pytest.skip("no Triton here")
     batch = networks.make_batch(32, 2, CPU, False, torch.float32, torch.contiguous_format)
@@ -183,6 +183,50 @@ def test_a_row_says_what_was_launched_and_from_where(models):
         1,
     )
     assert launch["schedule"] == launch["candidate"]["schedule"]
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What tells compiled kernels apart, of every launch; none of them runs."""
+    if hardware.why_no_triton() is not None:
+        pytest.skip("no Triton here")
+    from cbam_triton.kernels.launch import prepared
+
+    found = set()
+
+    def note(launch, arguments):
+        kernel = launch._kernel.__name__
+        found.add((kernel, repr(sorted(launch._known.items(), key=str)), prepared._kind(arguments)))
+
+    monkeypatch.setattr(prepared.Launch, "__call__", note)
+    return found
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_kernels_compiled_before_are_those_of_the_networks(models, launched, mode):
+    training, dtype = mode == "training", torch.bfloat16
+    given = argparse.Namespace(dtype="bfloat16", size=32, batch=2, layout=["channels_last"], mode=[mode])
+    given.networks = list(networks.NETWORKS)
+    calls = network.layer_calls(models["inserted"], given)
+    assert len(calls) == 4 * 2
+    batch = networks.make_batch(32, 2, CPU, training, dtype, torch.channels_last)
+    with settings(backend="triton"):
+        for call in calls:
+            precompile.run_layer(call, "cpu")
+        before = launched.copy()
+        assert len(before) >= 4
+        launched.clear()
+        for name in network.OURS:
+            model = networks.prepared(models[name], training, dtype, torch.channels_last)
+            networks.results(model, model, batch)
+    assert launched == before
+
+
+def test_a_call_that_fails_in_its_process_is_told_and_stops_nothing():
+    wrong = precompile.LayerCall((1, 8, 2, 2), torch.int32, False, False, False)
+    right = precompile.LayerCall((1, 8, 2, 2), torch.float32, False, False, False)
+    (line,) = precompile.precompile([wrong, right], CPU)
+    assert line.startswith("1x8x2x2: ")
 
 
 @pytest.mark.parametrize(
