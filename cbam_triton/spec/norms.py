@@ -101,5 +101,8 @@ def update_statistics(norm: _BatchNorm, mean: Tensor, var: Tensor, count: int | 
                 momentum = 1 / norm.num_batches_tracked.to(mean.dtype)
         if momentum is None:
             momentum = 0.0
-        norm.running_mean.mul_(1 - momentum).add_(mean * momentum)
-        norm.running_var.mul_(1 - momentum).add_(var * (momentum * (count / (count - 1))))
+        for running, found in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
+            wide = running.to(found.dtype)  # itself, but for buffers of half precision, which are rounded once
+            wide.mul_(1 - momentum).add_(found * momentum)
+            if wide is not running:
+                running.copy_(wide)

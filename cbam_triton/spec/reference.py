@@ -164,11 +164,13 @@ def _learnt_maps(x: Tensor, descriptor: Callable[[Tensor], Tensor], conv_weight:
 
 
 def _in_own_dtype(z: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """z in the dtype of a module's parameters; z itself for a function, and for a module without parameters."""
+    """z in the dtype of a module's parameters, or of its buffers where it has none; z itself for any other function."""
     if not isinstance(function, nn.Module):
         return z
-    first = next(function.parameters(), None)
-    return z if first is None or not first.is_floating_point() else z.to(first.dtype)
+    for tensor in (*function.parameters(), *function.buffers()):
+        if tensor.is_floating_point():
+            return z.to(tensor.dtype)
+    return z
 
 
 def _batch_normed(

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from cbam_triton.spec.norms import NO_NORM, asked
+from cbam_triton.spec.norms import NO_NORM, asked, update_statistics
+
+from ..cases import HALF
 
 X = torch.zeros(2, 8, 5, 4)
 
@@ -65,3 +67,17 @@ def test_the_axes_of_the_map_choose_the_batch_norm(axes, norm):
     assert asked(norm, x)[0] == "batch"
     assert asked(norm.eval(), x)[0] == "fixed"
     assert asked(norm, X)[0] == "called"
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_buffers_of_half_precision_are_rounded_once(momentum, dtype):
+    """0.9 * 0.375 and 0.1 * -3.34375 nearly cancel: a product that is rounded before the sum would show."""
+    norm = nn.BatchNorm2d(1, momentum=momentum).to(dtype)
+    norm.running_mean.fill_(0.375)
+    norm.num_batches_tracked.fill_(9)
+    update_statistics(norm, torch.tensor([-3.34375]), torch.tensor([0.34375]), 12)
+    mean, var = 0.9 * 0.375 - 0.1 * 3.34375, 0.9 + 0.1 * 0.34375 * 12 / 11
+    assert norm.running_mean.item() == pytest.approx(mean, rel=torch.finfo(dtype).eps)
+    assert norm.running_var.item() == pytest.approx(var, rel=torch.finfo(dtype).eps)
+    assert norm.num_batches_tracked == 10

@@ -1,5 +1,6 @@
 """Dtypes that meet in a layer, with and without autocast: result and dtype of the plain model."""
 
+import copy
 import itertools
 
 import pytest
@@ -108,3 +109,20 @@ def test_learnt_maps_have_parameters_of_float32(of_x, autocast):
     with torch.no_grad():
         exact = layer.double()(map_of(of_x).double())
     assert_close(y, exact.to(of_x), *[torch.bfloat16] * autocast)
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_norm_without_parameters_has_the_dtype_of_its_buffers(dtype, training, backend, device):
+    layer = layer_of()
+    layer.spatial.norm = nn.BatchNorm2d(1, affine=False)
+    layer = layer.to(device, dtype).train(training)
+    exact, x = copy.deepcopy(layer).double(), map_of(dtype).to(device)
+    with torch.no_grad(), settings(backend=backend):
+        found = layer(x), *layer.attention_maps(x)
+    with torch.no_grad(), settings(backend="reference"):
+        expected = exact(x.double()), *exact.attention_maps(x.double())
+    for ours, right in zip(found, expected, strict=True):
+        assert_close(ours, right.to(dtype))
+    assert_close(layer.spatial.norm.running_var, exact.spatial.norm.running_var.to(dtype))
