@@ -19,8 +19,9 @@ import torch
 from cbam_triton.demo.options import InputError
 from cbam_triton.kernels.launch import hardware as kernel_device
 from cbam_triton.kernels.launch.hardware import DeviceFacts
+from cbam_triton.prediction.code import resources
 
-from .ptx import Access, accesses, exchanged_products, resources, widths
+from .ptx import Access, accesses, exchanged_products, widths
 from .run import DTYPES, LAYOUTS, parse_shapes
 
 SUMMARY = "Registers, spills and access widths of the default kernels by architecture, compiled here without a GPU."

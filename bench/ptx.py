@@ -1,13 +1,10 @@
-"""What a compiled kernel says of itself: registers and stack of a cubin, global accesses of PTX."""
+"""The global accesses that PTX says of a compiled kernel, by width."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 
@@ -19,21 +16,6 @@ class Access(NamedTuple):
     in_loop: bool
     half: bool
     qualifiers: str
-
-
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers a thread and spilled bytes (these kernels have no other stack) of a cubin, by the wheel's cuobjdump."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.cubin")
-        path.write_bytes(cubin)
-        said = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
-    if found is None:
-        raise RuntimeError(f"{tool} -res-usage reported no registers: {said!r}")
-    return {"registers": int(found[1]), "spills": int(found[2])}
 
 
 _GLOBAL = re.compile(r"\b(ld|st)(?:\.\w+)*\.global([.:\w]*?)(?:\.v(\d))?\.[bfsu](\d+)\s+(.*);")

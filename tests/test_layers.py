@@ -19,6 +19,7 @@ STOREYS = [
     {"dispatch"},
     {"ops"},
     {"double_backward", "flop_formulas"},
+    {"prediction"},
     {"kernels.launch"},
     {"kernels.schedules"},
     {"kernels.stages"},

@@ -1,4 +1,4 @@
-"""Time without a GPU: closed formulas over what the compiler made and what a GPU's data sheet says.
+"""Time without a GPU: the commands over `cbam_triton.prediction`.
 
-`code` reads a compiled kernel, `devices` a GPU's facts, `predict` makes a time of both; `roofline` draws it.
+`devices` reads their `--device`, `predict` compiles what would be launched there and prints its times.
 """

@@ -1,15 +1,10 @@
-"""`python -m bench predict`: the time of the staged schedule's launches on a GPU that is not here.
-
-A launch takes as long as the slowest of four things would alone, and some of the others on top: bytes through DRAM,
-bytes through L2, instructions, and what one program after another waits for. Nothing is fitted to times.
-"""
+"""`python -m bench predict`: the time of the staged schedule's launches on a GPU that is not here."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -17,114 +12,21 @@ import torch
 from cbam_triton.demo.options import InputError
 from cbam_triton.kernels.launch import hardware as kernel_device
 from cbam_triton.kernels.launch.plan import Plan
+from cbam_triton.prediction.code import code_of
+from cbam_triton.prediction.devices import Gpu, shipped
+from cbam_triton.prediction.launches import Launched, Work, works
+from cbam_triton.prediction.predict import Prediction, predicted
 
 from .. import codegen
 from ..run import LAYOUTS, parse_shapes
-from .code import Code, Part, code_of
-from .devices import REGISTERS, SCHEDULERS, Gpu, gpu, shipped
+from .devices import gpu
 
 SUMMARY = "Predicted time and limiter of each launch of the staged schedule, from compiled code; no GPU needed."
 DTYPES = ("float16", "bfloat16")  # of x; accesses of other widths are not told apart in the code
 STEPS = ("forward", "training")
-START_CYCLES, BARRIER_CYCLES, SHUFFLE_CYCLES, DEPENDENT_CYCLES = 150, 30, 24, 3
-_NORM = 3  # how the four add up: 1 is one after another, infinity is all at once
-LIMITERS = {"dram": "DRAM", "l2": "L2", "issue": "instructions", "latency": "waiting"}
-# Passes over x that a kernel reads and writes: x, its gradient and y count alike.
-PASSES = {
-    "channel_pool_kernel": (1, 0), "spatial_pool_kernel": (1, 0), "apply_gates_kernel": (1, 1),
-    "logit_gradient_kernel": (2, 0), "channel_gradient_kernel": (2, 0), "input_gradient_kernel": (2, 1),
-}  # fmt: skip
 
 
-class Work(NamedTuple):
-    """What a launch has to do, on whatever GPU of its architecture."""
-
-    kernel: str
-    programs: int
-    trips: tuple[int, ...]  # of each loop of the code
-    dram_bytes: float
-    passed: float  # bytes of x and tensors like it, read and written; 0 where a kernel touches none
-    code: Code
-
-
-class Prediction(NamedTuple):
-    """Microseconds of a launch: the estimate; all four at once, and one after another; the four; programs an SM."""
-
-    kernel: str
-    us: float
-    low: float
-    high: float
-    terms: dict[str, float]
-    programs: int
-    resident: int
-
-    @property
-    def limiter(self) -> str:
-        """The largest term in words."""
-        return LIMITERS[max(self.terms, key=lambda name: self.terms[name])]
-
-
-def resident(code: Code, device: Gpu) -> int:
-    """Programs that an SM holds, by threads and registers; at least one."""
-    threads = 32 * code.warps
-    registers = -(-code.registers // 8) * 8 * threads
-    return max(1, min(device.threads // threads, REGISTERS // registers, 32))
-
-
-def predicted(work: Work, device: Gpu) -> Prediction:
-    """The time of a launch on a GPU."""
-    code, cycle = work.code, 1e-3 / device.clock_ghz  # microseconds
-    total = code.outside
-    for part, trips in zip(code.loops, work.trips, strict=True):
-        total += Part(*(trips * value for value in part))
-    held, threads = resident(code, device), 32 * code.warps
-    requested = work.passed or work.programs * threads * total.load_bytes
-    fresh = min(1.0, work.dram_bytes / max(1.0, requested))
-    load_us = 1e-3 * (fresh * device.dram_ns + (1 - fresh) * device.l2_ns)
-    chain = cycle * (
-        START_CYCLES
-        + BARRIER_CYCLES * total.barriers
-        + SHUFFLE_CYCLES * total.shuffles
-        + DEPENDENT_CYCLES * total.instructions
-    )
-    waves = max(1.0, work.programs / (device.sms * held))
-    terms = {
-        "dram": 1e-3 * work.dram_bytes / device.dram_gbs,
-        "l2": 1e-3 * requested / device.l2_gbs,
-        "issue": cycle * work.programs * code.warps * total.instructions / (device.sms * SCHEDULERS),
-        "latency": waves * (chain + load_us * total.loads),
-    }
-    values = terms.values()
-    us = sum(value**_NORM for value in values) ** (1 / _NORM)
-    return Prediction(work.kernel, us, max(values), sum(values), terms, work.programs, held)
-
-
-def trips_of(kernel: str, plan: Plan, code: Code) -> tuple[int, ...]:
-    """How often each loop runs: the one that loads most walks over x, the others over hidden units or shares."""
-    problem, tiles = plan.problem, plan.candidate.tiles
-    blocks = plan.blocks
-    over_x = {
-        "channel_pool_kernel": min(problem.P, tiles.POOL_SPLIT) // tiles.POOL_P,
-        "channel_gradient_kernel": min(problem.P, tiles.POOL_SPLIT) // tiles.POOL_P,
-        "spatial_pool_kernel": -(-problem.C // tiles.SPATIAL_C),
-        "logit_gradient_kernel": -(-problem.C // tiles.SPATIAL_C),
-        "apply_gates_kernel": -(-min(problem.C, tiles.APPLY_SPLIT) // tiles.APPLY_C),
-        "input_gradient_kernel": -(-min(problem.C, tiles.APPLY_SPLIT) // tiles.APPLY_C),
-        "channel_mlp_kernel": -(-blocks // tiles.MLP_T),
-        "mlp_gradient_kernel": -(-blocks // tiles.MLP_T),
-        "weight_gradients_kernel": -(-problem.N // 16),
-    }
-    others = {
-        "channel_pool_kernel": -(-problem.R // tiles.POOL_R),
-        "channel_gradient_kernel": -(-problem.R // tiles.POOL_R),
-    }
-    if not code.loops:
-        return ()
-    main = max(range(len(code.loops)), key=lambda i: code.loops[i].load_bytes)
-    return tuple((over_x if i == main else others).get(kernel, 1) for i in range(len(code.loops)))
-
-
-def works(
+def works_there(
     shape: tuple[int, int, int, int],
     dtype: str,
     layout: str,
@@ -147,24 +49,14 @@ def works(
         launches = codegen.launches(
             shape, getattr(torch, dtype), layout, schedule, device.architecture, mode, device.facts, parameters
         )
-    size = float(torch.Size(shape).numel() * getattr(torch, dtype).itemsize)
-    found, held, seen = [], device.held, False
+    found = []
     for launch in launches:
-        name = launch.kernel.__name__
+        name, warps = launch.kernel.__name__, launch.options.get("num_warps", 4)
         plan = plans[0] if name in _FORWARD else plans[-1]
-        if plan.schedule != "staged":
-            raise InputError("the wavefront is not predicted, its stages wait for one another: use staged")
-        warps = launch.options.get("num_warps", 4)
-        code = code_of(codegen.compile_for(launch.kernel, launch.arguments, launch.options, device.architecture), warps)
-        reads, writes = PASSES.get(name, (0, 0))
-        # Every launch walks the other way: it begins with what L2 still holds of the one before.
-        from_dram = reads * size - (min(size, held) if seen and reads else 0.0)
-        seen |= reads > 0
-        work = Work(
-            name, launch.programs, trips_of(name, plan, code), from_dram + writes * size, (reads + writes) * size, code
-        )
-        found.append(work)
-    return found
+        compiled = codegen.compile_for(launch.kernel, launch.arguments, launch.options, device.architecture)
+        found.append(Launched(name, launch.programs, plan, code_of(compiled, warps)))
+    size = float(torch.Size(shape).numel() * getattr(torch, dtype).itemsize)
+    return works(found, size, device.held)
 
 
 _FORWARD = {"channel_pool_kernel", "channel_mlp_kernel", "spatial_pool_kernel", "apply_gates_kernel"}
@@ -190,7 +82,7 @@ def main(arguments: argparse.Namespace) -> int:
     shapes = [shape for name in arguments.shapes for shape in parse_shapes(name, 32)]
     for device, shape, layout in itertools.product(devices, shapes, arguments.layout):
         try:
-            todo = works(shape, arguments.dtype, layout, arguments.step, device, arguments.config or "staged")
+            todo = works_there(shape, arguments.dtype, layout, arguments.step, device, arguments.config or "staged")
         except ValueError as error:
             raise InputError(f"--config: {error}") from None
         print(f"\n{device.name}, {'x'.join(map(str, shape))} {arguments.dtype} {layout}, predicted")
@@ -211,11 +103,3 @@ def table(found: Sequence[Prediction], device: Gpu) -> list[str]:
     whole = f"{low:.1f} to {high:.1f}"
     lines.append(f"  {'with gaps of launches':<24}{sum(one.us for one in found) + gaps:>7.1f} {whole:>15}")
     return lines
-
-
-def total_us(found: Sequence[Prediction], device: Gpu) -> float:
-    """Microseconds of all launches, with the gaps between them."""
-    return sum(one.us for one in found) + device.launch_us * (len(found) - 1)
-
-
-__all__: list[Any] = ["Prediction", "Work", "predicted", "total_us", "works"]

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from bench.__main__ import main
-from bench.model.code import Code, Part, parts_of
-from bench.model.devices import Gpu, gpu, shipped
-from bench.model.predict import Work, predicted, resident, total_us
+from bench.model.devices import gpu
 from cbam_triton.demo.options import InputError
+from cbam_triton.prediction.code import Code, Part, parts_of
+from cbam_triton.prediction.devices import Gpu, shipped
+from cbam_triton.prediction.launches import Work
+from cbam_triton.prediction.predict import predicted, resident, total_us
 
 H100 = shipped()["H100"]
 LITTLE = Code(32, 0, 4, Part(instructions=10), ())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
-
-from ..ptx import resources
 
 _LABEL = re.compile(r"^(\$\w+):")
 _BRANCH = re.compile(r"\bbra(?:\.uni)?\s+(\$\w+);")
@@ -42,6 +43,21 @@ def code_of(compiled: Any, warps: int) -> Code:
     outside, loops = parts_of(compiled.asm["ptx"])
     found = resources(compiled.asm["cubin"])
     return Code(found["registers"], compiled.metadata.shared, warps, outside, loops)
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers a thread and spilled bytes (these kernels have no other stack) of a cubin, by Triton's cuobjdump."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        said = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    if found is None:
+        raise RuntimeError(f"{tool} -res-usage reported no registers: {said!r}")
+    return {"registers": int(found[1]), "spills": int(found[2])}
 
 
 def parts_of(ptx: str) -> tuple[Part, tuple[Part, ...]]:
