@@ -1,4 +1,4 @@
-"""Registers, spills and access widths of the default kernels by architecture, compiled here without a GPU."""
+"""Registers, occupancy, loops and access widths of the default kernels, compiled here without a GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import itertools
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,12 +18,12 @@ import torch
 from cbam_triton.demo.options import InputError
 from cbam_triton.kernels.launch import hardware as kernel_device
 from cbam_triton.kernels.launch.hardware import DeviceFacts
-from cbam_triton.prediction.code import resources
 
 from .ptx import Access, accesses, exchanged_products, widths
 from .run import DTYPES, LAYOUTS, parse_shapes
+from .static import static_of
 
-SUMMARY = "Registers, spills and access widths of the default kernels by architecture, compiled here without a GPU."
+SUMMARY = "Registers, occupancy, loops and access widths of the default kernels, compiled here without a GPU."
 MIB = 1 << 20
 # A common GPU of each architecture: the defaults depend on multiprocessors and L2.
 FACTS = {
@@ -98,26 +97,18 @@ def _type_of(value):
     return mangle_type(value)
 
 
-def report(compiled: Any, architecture: str) -> dict[str, Any]:
-    """Registers a thread, spilled bytes or registers, shared bytes; for NVIDIA also the accesses by width."""
-    facts: dict[str, Any] = {"shared": compiled.metadata.shared}
+def report(compiled: Any, architecture: str, programs: int, warps: int) -> dict[str, Any]:
+    """`static_of` on the architecture's common GPU; for NVIDIA also the accesses by width."""
+    facts = static_of(compiled, architecture, programs, warps, FACTS[architecture].sm_count)
     if architecture.startswith("gfx"):
-        return facts | _amdgcn_facts(compiled.asm["amdgcn"])
+        return facts
     ptx = compiled.asm["ptx"]
     found = list(accesses(ptx))
-    facts |= resources(compiled.asm["cubin"])
     facts["jump_tables"] = ptx.count("brx.idx")
     facts["non_coherent_loads"] = sum(".nc" in access.qualifiers for access in found)
     facts["exchanged_products"] = exchanged_products(ptx)
     facts["accesses"] = [access._asdict() for access in found]
     return facts
-
-
-def _amdgcn_facts(assembly):
-    def number(name):
-        return max(map(int, re.findall(rf"\.{name}:\s+(\d+)", assembly)), default=0)
-
-    return {"registers": number("vgpr_count"), "spills": number("vgpr_spill_count")}
 
 
 class Launch(NamedTuple):
@@ -193,7 +184,8 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """`report` of every kernel of a schedule, with what it was compiled for."""
     for launch in launches(shape, dtype, layout, schedule, architecture, mode):
-        facts = report(compile_for(launch.kernel, launch.arguments, launch.options, architecture), architecture)
+        compiled = compile_for(launch.kernel, launch.arguments, launch.options, architecture)
+        facts = report(compiled, architecture, launch.programs, launch.options.get("num_warps", 4))
         yield {
             "architecture": architecture,
             "shape": "x".join(map(str, shape)),
@@ -238,7 +230,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 HEADER = (
-    f"{'architecture':<13} {'schedule':<10} {'kernel':<23} {'registers':>9} {'spills':>6} {'shared':>6} {'.nc':>4}  "
+    f"{'architecture':<13} {'schedule':<10} {'kernel':<23} {'registers':>9} {'spills':>6} {'shared':>6} {'.nc':>4} "
+    f"{'an SM':>5} {'occ.':>5} {'waves':>6} {'in flight':>9} {'loop':>5} {'loads':>5} {'bar.':>4}  "
     f"{'loads of 16-bit x':<26} stores"
 )
 
@@ -246,7 +239,16 @@ HEADER = (
 def _line(found: dict[str, Any]) -> str:
     listed = [Access(**access) for access in found.get("accesses", [])]
     loads, stores = (widths(listed, kind) if listed else "" for kind in ("ld", "st"))
+    occupancy, waves = (found.get(name) for name in ("occupancy", "waves"))
+    loop = found.get("loop", {})
+    flight = f"{found['bytes_in_flight'] / 1024:.1f}K" if "bytes_in_flight" in found else ""
+    cells = (
+        f"{found.get('programs_per_sm', ''):>5} {'' if occupancy is None else f'{occupancy:.0%}':>5} "
+        f"{'' if waves is None else f'{waves:.2f}':>6} {flight:>9} "
+        f"{loop.get('instructions', ''):>5} {loop.get('loads', ''):>5} {loop.get('barriers', ''):>4}"
+    )
     return (
         f"{found['architecture']:<13} {found['schedule']:<10} {found['kernel']:<23} {found['registers']:>9} "
-        f"{found['spills']:>6} {found['shared']:>6} {found.get('non_coherent_loads', ''):>4}  {loads:<26} {stores}"
+        f"{found['spills']:>6} {found['shared']:>6} {found.get('non_coherent_loads', ''):>4} {cells}  "
+        f"{loads:<26} {stores}"
     ).rstrip()

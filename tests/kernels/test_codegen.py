@@ -71,6 +71,7 @@ def test_default_kernels_do_not_spill_and_move_x_by_16_bytes_an_access():
     assert {row["kernel"] for row in rows} >= {"cbam_wavefront", "apply_gates_kernel"}
     check_registers(rows)
     check_code(rows)
+    assert all(row["programs_per_sm"] >= 3 and row["waves"] > 0 and row["loop"]["loads"] > 0 for row in rows)
     for layout in ("nchw", "channels_last"):
         assert widths_in_loops(rows, "ld", layout) == widths_in_loops(rows, "st", layout) == {16}
 
