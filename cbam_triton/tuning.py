@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from torch.utils import _pytree
 from .kernels.launch import hardware
 from .kernels.launch.candidate import Candidate
 from .kernels.launch.problem import Problem
+
+if TYPE_CHECKING:
+    from .prediction.predict import Prediction
 
 __all__ = ["Candidate", "Explanation", "Problem", "Recording", "explain", "record", "sync", "use", "warmup"]
 
@@ -36,6 +39,7 @@ class Explanation(NamedTuple):
     candidate: Candidate
     source: str  # "default", "settings", or the name of a table and its device
     reason: str
+    predicted: "tuple[Prediction, ...]" = ()  # of each launch, where the GPU and its compiled code are known
 
 
 class _Explanations(list[Explanation]):
@@ -111,6 +115,8 @@ def explain(layer: nn.Module, x: Tensor, training: bool = False) -> list[Explana
 
     The layer may be a `CBAM`, one of its parts, or a model with some inside; it runs once, as a copy in eval mode
     without gradients, or with `training` as a copy that trains and computes gradients.
+    On a GPU of `prediction/devices.json`, `predicted` has the time of each launch of the staged schedule for a 16-bit x
+    and what limits it: predicted from the compiled code, not measured.
     Raises: TypeError for a layer that is no module and an x that is no tensor; what the layer raises for x.
 
         >>> import torch
@@ -123,9 +129,14 @@ def explain(layer: nn.Module, x: Tensor, training: bool = False) -> list[Explana
         raise TypeError(f"layer must be a module, got {type(layer).__name__}: pass a CBAM, or a model with some inside")
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}: pass what the layer is called with")
-    with record() as met:
-        _run(layer, x, training)
-    return met.explanations()
+    if hardware.why_no_triton() is not None:
+        return _explained(layer, x, training)
+    from .prediction.here import noted, predicted_here
+
+    with noted() as calls:
+        found = _explained(layer, x, training)
+    rows = zip(found, calls, strict=False)
+    return _Explanations(one._replace(predicted=predicted_here(call)) for one, call in rows)
 
 
 def use(path: str | PathLike[str] | None) -> None:
@@ -187,7 +198,7 @@ def warmup(
             x = torch.zeros(tuple(shape), dtype=dtype, device=device)
             if x.ndim == 4 and _channels_last(model):
                 x = x.to(memory_format=torch.channels_last)
-            found += explain(model, x, training)
+            found += _explained(model, x, training)
     return found
 
 
@@ -215,6 +226,12 @@ def sync(group: Any = None) -> None:
     table: list[Any] = [tables.used()]
     dist.broadcast_object_list(table, src=ranks[0], group=group)
     tables.use(table[0])
+
+
+def _explained(layer: nn.Module, x: Tensor, training: bool) -> list[Explanation]:
+    with record() as met:
+        _run(layer, x, training)
+    return met.explanations()
 
 
 def _run(layer: nn.Module, x: Tensor, training: bool) -> None:
@@ -253,4 +270,10 @@ def _line(found: Explanation) -> str:
         f"{size} {dtype} {layout} {step}: {found.candidate.schedule}, {tiles.num_warps} warps, "
         f"pool {tiles.POOL_C}x{tiles.POOL_P}, spatial {tiles.SPATIAL_C}x{tiles.SPATIAL_P}, "
         f"apply {tiles.APPLY_C}x{tiles.APPLY_P}; from {found.source}: {found.reason}"
+        + "".join(f"\n  predicted {_predicted_line(one)}" for one in found.predicted)
     )
+
+
+def _predicted_line(one: "Prediction") -> str:
+    stage = one.kernel.removesuffix("_kernel")
+    return f"{stage}: {one.us:.1f} us ({one.low:.1f} to {one.high:.1f}), limited by {one.limiter}"

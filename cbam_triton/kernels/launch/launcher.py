@@ -45,11 +45,12 @@ def launch_once(call: Call, kernel: Any, programs: int, *arguments: Any, **optio
     """Launch so many programs in all, of four warps each."""
     prepared = call.plan.prepared
     key = (id(kernel), programs, *options.values())
-    if key not in prepared:
+    found = prepared.get(key)
+    if found is None:
         known = {"FORM": constants(call.plan.form), "enable_fp_fusion": True, **options}
-        prepared[key] = Launch(kernel, (programs,), known)
+        found = prepared[key] = Launch(kernel, (programs,), known)
     with _around_launch(call.x, kernel) or contextlib.nullcontext():
-        prepared[key](arguments)
+        found(arguments)
 
 
 def _prepared(

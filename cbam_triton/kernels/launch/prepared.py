@@ -4,6 +4,7 @@ Triton's JIT looks at every argument of every call, to find the compiled kernel 
 takes longer than all the rest of a call. A plan fixes all that but the tensors and the strides of a gradient.
 """
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -26,6 +27,7 @@ class Launch:
         self._known = known
         self._compiled: dict[Any, Any] = {}
         self._tail: tuple[Any, ...] = ()
+        self.code: Any = None  # what Triton compiled for the last arguments of another kind
 
     def __call__(self, arguments: tuple[Any, ...]) -> None:
         """Launch with these positional arguments: tensors, integers, None, and packs of tensors and None."""
@@ -41,8 +43,24 @@ class Launch:
             return
         compiled = self._by_triton(*arguments, **self._known)
         if compiled is not None:
+            self.code = compiled
             self._tail = tuple(self._known[name] for name in kernel.arg_names[len(arguments) :])
             self._compiled[key] = compiled[self._padded_grid()]
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return self._kernel.__name__
+
+    @property
+    def programs(self) -> int:
+        """How many are launched."""
+        return math.prod(self._grid)
+
+    @property
+    def warps(self) -> int:
+        """Of a program."""
+        return self._known.get("num_warps", 4)
 
     def _padded_grid(self) -> tuple[int, int, int]:
         return (*self._grid, 1, 1)
