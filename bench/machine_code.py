@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
@@ -53,6 +54,7 @@ def main_loop(code: Sequence[Line]) -> Loop | None:
     return best if best.load_bytes else None
 
 
+@functools.lru_cache(maxsize=256)
 def sass(cubin: bytes) -> str | None:
     """The machine code of a cubin as text, by Triton's cuobjdump or one that is installed; None without either."""
     import triton

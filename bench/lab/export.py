@@ -52,7 +52,7 @@ def csv_of(trials: list[Trial]) -> str:
     knobs = Candidate.knobs()
     text = io.StringIO()
     times_of = ("median_us", "default_us", "ratio", "low", "high")
-    columns = ("device", "clock", "cache", "problem", *knobs, *times_of, "error")
+    columns = ("device", "clock", "cache", "problem", *knobs, *times_of, "predicted_us", *_STATIC, "error")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for trial in trials:
@@ -61,8 +61,22 @@ def csv_of(trials: list[Trial]) -> str:
         if trial.error is None:
             times = [median(trial.times) * 1e6, median(trial.default_times) * 1e6, *trial.ratio]
         row = [trial.candidate.get(name, "") for name in knobs]
-        writer.writerow([*where, name_of(trial), *row, *times, trial.error or ""])
+        predicted = "" if trial.predicted is None else trial.predicted * 1e6
+        writer.writerow([*where, name_of(trial), *row, *times, predicted, *_static_of(trial), trial.error or ""])
     return text.getvalue()
+
+
+_STATIC = ("registers", "spills", "occupancy", "target")
+
+
+def _static_of(trial: Trial) -> list[Any]:
+    """Of all launches the most registers, the sum of spills and the least occupancy, and what they are compiled for."""
+    launches = trial.static.get("launches")
+    if not launches:
+        return [""] * len(_STATIC)
+    occupancy = min((one["occupancy"] for one in launches if "occupancy" in one), default="")
+    registers, spills = ([one[name] for one in launches] for name in ("registers", "spills"))
+    return [max(registers), sum(spills), occupancy, trial.static["target"]]
 
 
 def kernel_tuner_of(name: str, group: list[Trial], device: str) -> str:

@@ -30,12 +30,12 @@ class Trial(NamedTuple):
     problem: dict[str, Any]
     candidate: dict[str, Any]
     default: dict[str, Any]  # the candidate that runs where nothing is tuned
-    static: dict[str, Any]  # of the compiled kernels, where a GPU compiled them
+    static: dict[str, Any]  # of the compiled launches, where there are any: `facts.facts_of`
     error_over_eager: float | None
     times: list[float]
     default_times: list[float]
     error: str | None = None  # why there are no times
-    predicted: float | None = None
+    predicted: float | None = None  # seconds of the launches, with the gaps between them
 
     @property
     def key(self) -> tuple[str, ...]:

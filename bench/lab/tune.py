@@ -16,8 +16,10 @@ from cbam_triton.kernels.launch.candidate import Candidate
 from cbam_triton.kernels.launch.hardware import facts
 from cbam_triton.kernels.launch.space import LEVELS
 
+from ..model.devices import gpu
 from .case import Case, add_case_arguments, cases_of, problem_of
 from .clock import CACHES, CLOCKS
+from .facts import Compiler
 from .search import SEARCHES, search
 from .space import near, parted
 from .trials import Trial, append, environment, read
@@ -38,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=float, default=60.0, help="seconds of one trial (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default=None, help="torch device (default: a GPU if there is one)")
+    parser.add_argument(
+        "--target", help="also compile each for this GPU, a name or file as for predict; one that tunes is its own"
+    )
     parser.add_argument("--out", type=Path, default=Path("trials.jsonl"), help="default: %(default)s")
     parser.add_argument("--fresh", action="store_true", help="try again what the file has, which is skipped otherwise")
 
@@ -46,6 +51,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Tune every case; 130 after Ctrl-C, which keeps what was tried."""
     device = _checked(arguments)
     trials, seconds = budget_of(arguments.budget)
+    target = None if arguments.target is None else gpu(arguments.target)
     name = facts(device).name
     where = environment(device, name, arguments.clock, arguments.cache)
     known: dict[tuple[str, ...], Trial] = {}
@@ -56,7 +62,8 @@ def main(arguments: argparse.Namespace) -> int:
     print(f"{name}, clock {arguments.clock}, L2 {arguments.cache}; times are over the default's in the same rounds")
     try:
         for case in cases_of(arguments):
-            tune(case, device, where, known, arguments, trials, seconds)
+            compiler = None if target is None else Compiler(case, target)
+            tune(case, device, where, known, arguments, trials, seconds, compiler)
     except KeyboardInterrupt:
         print(f"\nStopped. What was tried is in {arguments.out}; the same command goes on from there.")
         return 130
@@ -72,13 +79,13 @@ def tune(
     arguments: argparse.Namespace,
     trials: int,
     seconds: float,
-    worker: Worker | None = None,
+    compiler: Compiler | None = None,
 ) -> list[Trial]:
     """The trials of one case, in the order in which they were tried or found in the file."""
     problem = problem_of(case, device)
     kept, left_out = parted(problem, facts(device), arguments.level)
     print(f"\n{case}: {len(kept)} candidates, {len(left_out)} left out")
-    worker = worker or Worker(case, str(device), arguments.clock, arguments.cache, arguments.rounds, arguments.seed)
+    worker = Worker(case, str(device), arguments.clock, arguments.cache, arguments.rounds, arguments.seed)
     order = search(arguments.search, kept, arguments.seed, lambda row: near(row, problem, facts(device)))
     done: list[Trial] = []
     end = time.monotonic() + seconds
@@ -89,6 +96,8 @@ def tune(
             before = known.get(trial.key)
             if before is None:
                 trial = trial._replace(**worker.ask(row, arguments.limit))
+                if compiler is not None and trial.error is None and not trial.static:
+                    trial = trial._replace(**compiler.facts(row))
                 append(arguments.out, trial)
             else:
                 trial = before
@@ -100,6 +109,8 @@ def tune(
                 row = None
     finally:
         worker.close()
+        if compiler is not None:
+            compiler.close()
     timed = [trial for trial in done if trial.error is None]
     if timed:
         best = min(timed, key=lambda trial: trial.ratio[0])

@@ -28,6 +28,8 @@ def serve(connection: Connection, case: Case, device: str, how: str, cache: str,
 
 def tried(bench: Bench, text: str, how: str, cache: str, rounds: int, seed: int) -> dict[str, Any]:
     """The error and the times of a candidate, and the default's in the same rounds; or why there are none."""
+    from .facts import facts_here
+
     try:
         candidate = Candidate.parse(text)
         agreement = bench.agreement(candidate)
@@ -41,7 +43,11 @@ def tried(bench: Bench, text: str, how: str, cache: str, rounds: int, seed: int)
         times, default_times = clock.race(one, other, rounds)
     except Exception as error:  # whatever a compiler or a driver raises belongs to the trial
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
-    return {"error_over_eager": agreement.ratio, "times": times, "default_times": default_times}
+    found = {"error_over_eager": agreement.ratio, "times": times, "default_times": default_times}
+    try:
+        return found | facts_here(bench, candidate)
+    except Exception:  # a trial counts without facts
+        return found
 
 
 class Worker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -45,6 +46,7 @@ def code_of(compiled: Any, warps: int) -> Code:
     return Code(found["registers"], compiled.metadata.shared, warps, outside, loops)
 
 
+@functools.lru_cache(maxsize=256)
 def resources(cubin: bytes) -> dict[str, int]:
     """Registers a thread and spilled bytes (these kernels have no other stack) of a cubin, by Triton's cuobjdump."""
     import triton

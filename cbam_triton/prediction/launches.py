@@ -56,8 +56,18 @@ def trips_of(kernel: str, plan: Plan, code: Code) -> tuple[int, ...]:
     }
     if not code.loops:
         return ()
-    main = max(range(len(code.loops)), key=lambda i: code.loops[i].load_bytes)
+    main = _main_loop(code)
     return tuple((over_x if i == main else others).get(kernel, 1) for i in range(len(code.loops)))
+
+
+def main_loop_trips(kernel: str, plan: Plan, code: Code) -> int | None:
+    """How often the loop that loads most runs; None without loops."""
+    trips = trips_of(kernel, plan, code)
+    return trips[_main_loop(code)] if trips else None
+
+
+def _main_loop(code: Code) -> int:
+    return max(range(len(code.loops)), key=lambda i: code.loops[i].load_bytes)
 
 
 def works(launches: Iterable[Launched], x_bytes: float, l2_bytes: float) -> list[Work]:
