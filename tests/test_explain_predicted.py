@@ -33,11 +33,12 @@ def test_a_driver_s_name_finds_its_gpu_and_no_other():
 
 def test_each_call_has_its_own_launches_and_what_was_prepared_stays(device):
     module, x = CBAM(16, 4).to(device).eval(), normal((2, 16, 6, 5), device=device)
+    module(x)  # with gradients: other launches of the same plan
     with torch.no_grad(), here.noted() as first:
         module(x)
     (plan,) = {call.plan for call in first}
     before = dict(plan.prepared)
-    assert [one.name for one in before.values()] == STAGES
+    assert len(before) > len(first[0].launches) == len(STAGES)
     with torch.no_grad(), here.noted() as calls:
         module(x)
         module(x)
