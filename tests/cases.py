@@ -16,6 +16,10 @@ SCHEDULES = ("staged", "wavefront")
 FORMATS = (torch.contiguous_format, torch.channels_last)
 HALF = (torch.float16, torch.bfloat16)
 
+MLP = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
+CONV = ("conv_weight", "conv_bias")
+AFFINE = ("norm_weight", "norm_bias")
+
 both_schedules = pytest.mark.parametrize("schedule", SCHEDULES)
 both_formats = pytest.mark.parametrize("memory_format", FORMATS, ids=("nchw", "channels_last"))
 # The interpreter's exp is numpy's, and the sigmoid of a large negative number overflows on its way to 0.
@@ -55,6 +59,11 @@ def layer(
     )
 
 
+def picked(weights: Weights, names: tuple[str, ...]) -> list[Tensor | None]:
+    """The parameters by these names."""
+    return [getattr(weights, name) for name in names]
+
+
 def changed(weights: Weights, change) -> Weights:
     """`weights` with every tensor replaced by `change` of it."""
     return Weights(*(change(w) if isinstance(w, Tensor) else w for w in weights))
@@ -64,11 +73,13 @@ def eager_gates(x: Tensor, weights: Weights) -> tuple[Tensor | None, Tensor | No
     """g (N, C) and the normed logits z (N, 1, H, W) by the reference; None for what `weights` leaves out."""
     g = z = None
     if weights.fc1_weight is not None:
-        g = reference.channel_gate(x, *weights[:4])
+        g = reference.channel_gate(x, *picked(weights, MLP))
     if weights.conv_weight is not None:
-        z = reference.spatial_logit(x if g is None else reference.apply_channel_gate(x, g), *weights[4:6])
+        y = x if g is None else reference.apply_channel_gate(x, g)
+        z = reference.spatial_logit(y, *picked(weights, CONV))
     if weights.norm_mean is not None:
-        z = F.batch_norm(z, weights.norm_mean, weights.norm_var, *weights[6:8], eps=weights.norm_eps)
+        affine = picked(weights, AFFINE)
+        z = F.batch_norm(z, weights.norm_mean, weights.norm_var, *affine, eps=weights.norm_eps)
     return g, z
 
 

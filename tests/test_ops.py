@@ -12,9 +12,9 @@ pytest.importorskip("triton")
 
 from cbam_triton import CBAM, ops, settings
 from cbam_triton.kernels.launch import forward as launch
-from cbam_triton.kernels.launch.tensors import Weights
+from cbam_triton.kernels.stages.packs import Parameters
 
-from .cases import FORMATS, SCHEDULES, assert_refined, both_formats, eager_gates, layer, normal
+from .cases import CONV, FORMATS, MLP, SCHEDULES, assert_refined, both_formats, eager_gates, layer, normal, picked
 from .errors import assert_same
 
 CHANNELS = 8
@@ -43,7 +43,7 @@ def test_cbam_passes_the_operator_check(R, K, norm, memory_format, device):
 def test_gates_pass_the_operator_check(R, memory_format, device):
     weights = layer(CHANNELS, R, device=device)
     x = _x(memory_format, device, dtype=torch.float16)
-    torch.library.opcheck(ops.gates, (x, *weights[:6], "staged"))
+    torch.library.opcheck(ops.gates, (x, *picked(weights, MLP + CONV), "staged"))
 
 
 @both_formats
@@ -58,7 +58,7 @@ def test_the_operator_check_sees_no_batch_and_a_view(device):
     weights = layer(CHANNELS, device=device)
     empty = torch.empty(0, CHANNELS, 3, 5, device=device)
     torch.library.opcheck(ops.cbam, (empty, *weights.parameters, weights.norm_eps, "staged"))
-    torch.library.opcheck(ops.gates, (empty, *weights[:6], "staged"))
+    torch.library.opcheck(ops.gates, (empty, *picked(weights, MLP + CONV), "staged"))
     crop = normal((3, 2 * CHANNELS, 5, 7), device=device)[::2, CHANNELS:, 1:-1, 1:-1]
     torch.library.opcheck(ops.cbam, (crop, *weights.parameters, weights.norm_eps, "staged"))
 
@@ -67,27 +67,28 @@ def test_the_operator_check_sees_no_batch_and_a_view(device):
 def test_the_parameters_of_operators_are_the_fields_of_the_weights(name, first):
     arguments = getattr(torch.ops.cbam_triton, name).default._schema.arguments[first:]
     names = [argument.name for argument in arguments]
-    fields = Weights._fields[: 6 if name == "gates" else 11]
+    fields = MLP + CONV if name == "gates" else (*Parameters._fields, "norm_eps")
     assert tuple(names[: len(fields)]) == fields
     assert names[-2:] == ["variant", "planes"]
 
 
 def test_operators_refuse_a_gradient(device):
     x = _x(torch.contiguous_format, device).requires_grad_()
-    weights = layer(CHANNELS, device=device)[:11]
+    weights = layer(CHANNELS, device=device)
     with pytest.raises(RuntimeError, match="cbam_triton::cbam has no gradient"):
-        ops.cbam(x, *weights, "staged")
+        ops.cbam(x, *weights.parameters, weights.norm_eps, "staged")
     with torch.no_grad():
-        assert not ops.cbam(x, *weights, "staged").requires_grad
+        assert not ops.cbam(x, *weights.parameters, weights.norm_eps, "staged").requires_grad
 
 
 def _two_steps(weights, schedule):
     """The layer with a norm between its kernels: all three operators in one graph."""
-    parameters = tuple(weights)
+    gates = picked(weights, MLP + CONV)
+    every = (*weights.parameters, weights.norm_eps)
 
     def run(x):
-        g, z = ops.gates(x, *parameters[:6], schedule)
-        return ops.apply_gates(x, g, z - z.mean()), ops.cbam(x, *parameters[:11], schedule)
+        g, z = ops.gates(x, *gates, schedule)
+        return ops.apply_gates(x, g, z - z.mean()), ops.cbam(x, *every, schedule)
 
     return run
 

@@ -44,7 +44,11 @@ class ConversionReport(NamedTuple):
     def __str__(self) -> str:
         groups = {"converted": self.converted, "already": self.already, "skipped": self.skipped}
         rows = [("", "module", "class", "")]
-        rows += [(what, found.name or "(the model)", *found[1:]) for what, group in groups.items() for found in group]
+        rows += [
+            (what, found.name or "(the model)", found.kind, found.note)
+            for what, group in groups.items()
+            for found in group
+        ]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join((*map(str.ljust, row[:3], widths), row[3])).rstrip() for row in rows]
         counts = ", ".join(f"{len(group)} {what}" for what, group in groups.items())

@@ -15,7 +15,20 @@ from cbam_triton.kernels.launch import choice, grid, plan
 from cbam_triton.kernels.launch import forward as launch
 from cbam_triton.kernels.launch.tensors import Needed, plan_of
 
-from ..cases import FORMATS, HALF, both_formats, both_schedules, integers, layer, normal, of_interpreted_exp
+from ..cases import (
+    AFFINE,
+    CONV,
+    FORMATS,
+    HALF,
+    MLP,
+    both_formats,
+    both_schedules,
+    integers,
+    layer,
+    normal,
+    of_interpreted_exp,
+    picked,
+)  # fmt: skip
 from ..errors import assert_same
 
 pytestmark = [pytest.mark.usefixtures("nan_memory"), of_interpreted_exp]
@@ -31,21 +44,22 @@ def eager(x, dy, weights, residual, relu, batch, dtype):
     def leaf(tensor):
         return None if tensor is None else tensor.detach().to(dtype).requires_grad_()
 
-    x, residual, parameters = leaf(x), leaf(residual), [leaf(tensor) for tensor in weights[:8]]
+    x, residual = leaf(x), leaf(residual)
+    mlp, conv, affine = ([leaf(tensor) for tensor in picked(weights, names)] for names in (MLP, CONV, AFFINE))
     y = x
-    if parameters[0] is not None:
-        y = reference.apply_channel_gate(y, reference.channel_gate(y, *parameters[:4]))
-    if parameters[4] is not None:
-        z = reference.spatial_logit(y, *parameters[4:6])
+    if weights.fc1_weight is not None:
+        y = reference.apply_channel_gate(y, reference.channel_gate(y, *mlp))
+    if weights.conv_weight is not None:
+        z = reference.spatial_logit(y, *conv)
         if batch:
-            z = F.batch_norm(z, None, None, *parameters[6:], training=True, eps=weights.norm_eps)
+            z = F.batch_norm(z, None, None, *affine, training=True, eps=weights.norm_eps)
         elif weights.norm_mean is not None:
             mean, var = weights.norm_mean.to(dtype), weights.norm_var.to(dtype)
-            z = F.batch_norm(z, mean, var, *parameters[6:], eps=weights.norm_eps)
+            z = F.batch_norm(z, mean, var, *affine, eps=weights.norm_eps)
         y = reference.apply_spatial_gate(y, torch.sigmoid(z))
     y = y if residual is None else y + residual
     y = F.relu(y) if relu else y
-    leaves = [x, residual, *parameters]
+    leaves = [x, residual, *mlp, *conv, *affine]
     there = [tensor for tensor in leaves if tensor is not None]
     found = iter(torch.autograd.grad(y, there, dy.to(dtype), allow_unused=True))
     return [None if tensor is None else next(found) for tensor in leaves]

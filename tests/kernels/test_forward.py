@@ -12,8 +12,10 @@ from cbam_triton.kernels.launch import forward as launch
 from cbam_triton.kernels.launch.tensors import Weights, accumulator
 
 from ..cases import (
+    CONV,
     FORMATS,
     HALF,
+    MLP,
     SCHEDULES,
     assert_refined,
     both_formats,
@@ -24,6 +26,7 @@ from ..cases import (
     layer,
     normal,
     of_interpreted_exp,
+    picked,
 )
 from ..errors import assert_as_good_as_eager, assert_same
 
@@ -240,11 +243,12 @@ def test_functional_folds_a_fixed_norm_and_runs_a_training_one(affine, schedule,
     if affine:
         norm.weight.copy_(weights.norm_weight)
         norm.bias.copy_(weights.norm_bias)
+    parameters = picked(weights, MLP + CONV)
     with settings(backend="triton", schedule=schedule):
-        assert_refined(functional.cbam(x, *weights[:6], norm=norm), x, weights)
+        assert_refined(functional.cbam(x, *parameters, norm=norm), x, weights)
         mean, var = norm.running_mean.clone(), norm.running_var.clone()
-        y = functional.cbam(x, *weights[:6], norm=norm.train())
-    z = eager_gates(x.double(), changed(Weights(*weights[:6]), Tensor.double))[1]
+        y = functional.cbam(x, *parameters, norm=norm.train())
+    z = eager_gates(x.double(), changed(Weights(*parameters), Tensor.double))[1]
     torch.testing.assert_close(norm.running_mean, 0.9 * mean + 0.1 * z.mean().float())
     torch.testing.assert_close(norm.running_var, 0.9 * var + 0.1 * z.var().float())
     batch = weights._replace(norm_mean=z.mean()[None].float(), norm_var=z.var(correction=0)[None].float())
@@ -256,5 +260,5 @@ def test_functional_parts_are_as_good_as_eager(schedule, device):
     x = normal((2, 8, 3, 5), dtype=torch.float16, device=device)
     channel, spatial = layer(8, K=0, device=device), layer(8, R=0, device=device)
     with settings(backend="triton", schedule=schedule):
-        assert_refined(functional.channel_attention(x, *channel[:4]), x, channel)
-        assert_refined(functional.spatial_attention(x, *spatial[4:6]), x, spatial)
+        assert_refined(functional.channel_attention(x, *picked(channel, MLP)), x, channel)
+        assert_refined(functional.spatial_attention(x, *picked(spatial, CONV)), x, spatial)

@@ -13,6 +13,7 @@ from cbam_triton import CBAM, ChannelAttention, SpatialAttention, settings
 pytest.importorskip("triton")
 
 from cbam_triton import ops
+from cbam_triton.kernels.launch.tensors import PARAMETERS
 
 from ..cases import both_formats, layer, normal, of_interpreted_exp
 from ..errors import assert_same
@@ -183,7 +184,9 @@ def test_the_training_operator_passes_the_operator_check(R, K, batch_norm, relu,
     if batch_norm:
         weights = weights._replace(norm_mean=None, norm_var=None)
     x = normal((2, 8, 3, 5), memory_format=memory_format, device=device).requires_grad_()
-    parameters = [tensor if tensor is None else tensor.requires_grad_() for tensor in weights[:8]]
+    for name in PARAMETERS:
+        if getattr(weights, name) is not None:
+            getattr(weights, name).requires_grad_()
     residual = normal(x.shape, memory_format=memory_format, device=device, seed=3).requires_grad_() if relu else None
-    arguments = (x, residual, *parameters, *weights[8:10], 1e-5, batch_norm, None, relu, "staged", "", 1)
+    arguments = (x, residual, *weights.parameters, 1e-5, batch_norm, None, relu, "staged", "", 1)
     torch.library.opcheck(ops.cbam_training, arguments)

@@ -180,13 +180,15 @@ def _measured(row: _Measured, C: int, P: int, R: int, itemsize: int, vec: int, c
         inside = min(c, C)
         return inside, min(P, p * c // inside if channels_last else p)
 
-    pool_c, pool_p = tile(*row.pool[:2])
+    pool_c, pool_p, pool_split = row.pool
+    pool_c, pool_p = tile(pool_c, pool_p)
     spatial_c, spatial_p = tile(*row.spatial)
-    apply_c, apply_p = tile(*row.apply[:2])
+    apply_c, apply_p, apply_split = row.apply
+    apply_c, apply_p = tile(apply_c, apply_p)
     return Config(
         POOL_C=pool_c,
         POOL_P=pool_p,
-        POOL_SPLIT=max(pool_p, row.pool[2]),
+        POOL_SPLIT=max(pool_p, pool_split),
         POOL_KEEP=_kept(pool_p, pool_c, threads, vec, unit_stride=not channels_last),
         POOL_R=min(R, max(1, 16 * threads // max(pool_c, 64))),
         POOL_DEPTH=row.pool_depth,
@@ -196,7 +198,7 @@ def _measured(row: _Measured, C: int, P: int, R: int, itemsize: int, vec: int, c
         SPATIAL_KEEP=_kept(spatial_c, spatial_p, threads, vec, unit_stride=channels_last),
         APPLY_C=apply_c,
         APPLY_P=apply_p,
-        APPLY_SPLIT=max(apply_c, row.apply[2]),
+        APPLY_SPLIT=max(apply_c, apply_split),
         MAP_P=min(P, 256),
         num_warps=_WARPS,
         programs_per_sm=8,

@@ -56,7 +56,7 @@ def in_python(function, *arguments):
 def check_order(items, N, lags, tiles):
     assert len(set(items)) == len(items) == N * sum(tiles)
     assert {tile for stage, _, tile in items if stage == 0} == set(range(tiles[0]))
-    assert [item[:2] for item in items] == enumerated(N, lags, tiles)
+    assert [(stage, n) for stage, n, _ in items] == enumerated(N, lags, tiles)
 
 
 def check_inputs_come_first(items):
