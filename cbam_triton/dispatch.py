@@ -22,6 +22,7 @@ from .spec.variant import Variant, encoded, maps_of
 Activation = Literal["relu"] | None
 
 _KERNEL_DTYPES = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+_HALF = frozenset((torch.float16, torch.bfloat16))
 _MAX_KERNEL_SIZE = 15
 _PLAIN = (Tensor, NoneType)
 _PLAIN_ARGUMENTS = frozenset((Tensor, Parameter, NoneType, float))
@@ -42,6 +43,8 @@ def refined(x: Tensor, layer: Layer, residual: Tensor | None = None, activation:
         if has_torch_function((x, residual)):
             return handle_torch_function(refined, (x, residual), x, layer, residual, activation)
         x, residual = _plain(x), _plain(residual)
+    if isinstance(x, Tensor) and x.dtype in _HALF:
+        x = _promoted(x)
     usual = unrecorded(check, x, layer, residual, activation)
     relu = activation == "relu"
     if layer.descriptor is None and _kernels_run(x, layer):
@@ -62,6 +65,8 @@ def _gates(x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
         if has_torch_function((x,)):
             return handle_torch_function(_gates, (x,), x, layer)
         x = _plain(x)
+    if isinstance(x, Tensor) and x.dtype in _HALF:
+        x = _promoted(x)
     unrecorded(check, x, layer, None, None)
     mlp, conv, norm, variant, descriptor = layer
     by_kernels = descriptor is None and variant.arrangement != "spatial_first" and _kernels_run(x, layer)
@@ -74,6 +79,13 @@ def _gates(x: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
     else:
         g, s = reference.attention_maps(x, layer)
     return g.to(x.dtype), s.to(x.dtype)
+
+
+def _promoted(x: Tensor) -> Tensor:
+    """x in half precision; where autocast has the other half precision, in float32, as PyTorch promotes the two."""
+    kind = x.device.type
+    other = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) not in (x.dtype, torch.float32)
+    return x.float() if other else x
 
 
 def _plain(x: Any) -> Any:

@@ -55,9 +55,8 @@ def insert_cbam(
     The layer is the block's child `cbam`; no other name of the state dict changes. It has the dtype, device and number
     of axes of the block's last convolution, and the block's training mode. `where` gets a block's name and says whether
     the block gets a layer. `gentle` begins with gates of 0.9997 for any x, so that a pretrained network computes nearly
-    what it did; such gates learn slowly at first. All other options are those of `CBAM`.
-
-    A warning names the modules that may be residual blocks and got no layer, since their code could not be read.
+    what it did; such gates learn slowly at first. All other options are those of `CBAM`. A warning names the modules
+    that may be residual blocks and got no layer, since their code could not be read.
     Raises: ValueError for a model without blocks, for a residual block that computes something else, for `gentle` where
     a gate has no bias, and for what `CBAM` refuses; TypeError for anything but a module, and for a `where` that is no
     function. The model then is as it was.

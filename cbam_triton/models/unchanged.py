@@ -28,10 +28,12 @@ class Part(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What is compared at each call, by identity: attributes, children and hooks of each part."""
+    """What is compared at each call, by identity: classes, attributes, children and hooks of each part."""
 
     families: tuple[tuple[dict[str, Any], tuple[Any, ...]], ...]
+    kinds: tuple[tuple[nn.Module, type], ...]
     attributes: tuple[dict[str, Any], ...]
+    settings: tuple[tuple[dict[str, Any], str, Any], ...]  # of classes that are not PyTorch's
     classes: tuple[tuple[Any, Any], ...]
     hooks: tuple[Any, ...]
 
@@ -64,8 +66,14 @@ def _holds(state: _State) -> bool:
     for own, children in state.families:
         if tuple(own["_modules"].values()) != children:
             return False
+    for part, kind in state.kinds:
+        if type(part) is not kind:
+            return False
     for own in state.attributes:
         if "forward" in own:
+            return False
+    for own, name, value in state.settings:
+        if own.get(name) is not value:
             return False
     for kind, forward in state.classes:
         if kind.forward is not forward:
@@ -79,10 +87,14 @@ def _state(module: nn.Module, seen: tuple[Part, ...]) -> _State:
     families = [(vars(part), tuple(part._modules.values())) for part in parts if part._modules]
     hooked = [vars(part) for part in below if not is_norm(part)]
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    classes = {type(part): type(part).forward for part in parts if not type(part).__module__.startswith("torch.nn.")}
+    others = [part for part in parts if not type(part).__module__.startswith("torch.nn.")]
+    classes = {type(part): type(part).forward for part in others}
+    settings = [(vars(part), *setting) for part in others for setting in _settings(part)]
     return _State(
         tuple(families),
+        tuple((part, type(part)) for part in parts),
         tuple(vars(part) for part in below),
+        tuple(settings),
         tuple(classes.items()),
         tuple(own[name] for own in hooked for name in names),
     )
@@ -110,12 +122,15 @@ def _parts_of(module: nn.Module, seen: tuple[Part, ...]) -> Iterator[Any]:
 
 
 def _part(path: tuple[str, ...], module: Any) -> Part:
-    settings = [
+    return Part(path, type(module), type(module).forward, tuple(module._modules), _settings(module))
+
+
+def _settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
+    return tuple(
         (name, value)
         for name, value in vars(module).items()
         if not name.startswith("_") and name not in _ANY_TIME and _is_plain(value)
-    ]
-    return Part(path, type(module), type(module).forward, tuple(module._modules), tuple(settings))
+    )
 
 
 def _is_plain(value: Any) -> bool:

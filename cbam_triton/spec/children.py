@@ -7,6 +7,7 @@ computes something else than its weights say, so it must be called.
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # Plain layers, with the stride and the dilation of convolutions.
@@ -25,7 +26,15 @@ def is_hooked(module: nn.Module) -> bool:
     state = module.__dict__  # an attribute of a module costs twice as much, on the path of every call
     if state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state:
         return True
+    if (_global_forward_hooks or _global_forward_pre_hooks) and _all_are_hooked():
+        return True
     return bool(state["_backward_hooks"] or state["_backward_pre_hooks"])
+
+
+def _all_are_hooked() -> bool:
+    """Whether hooks of all modules may change what a child computes; PyTorch's own, which track modules, do not."""
+    hooks = [*_global_forward_hooks.values(), *_global_forward_pre_hooks.values()]
+    return not all(str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks)
 
 
 def weights_of(layer: nn.Module) -> tuple[Any, Any] | None:
@@ -34,28 +43,32 @@ def weights_of(layer: nn.Module) -> tuple[Any, Any] | None:
     A convolution is plain if it keeps the size of its map and pads it with zeros.
     """
     kind = type(layer)
-    if kind not in _ONES:
+    plain = kind in _ONES
+    if not plain:
         kind = _plain_base(kind)
         if kind is None:
             return None
     state = layer.__dict__
     if state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state:  # `is_hooked`, at half its time
         return None
+    if (_global_forward_hooks or _global_forward_pre_hooks) and _all_are_hooked():
+        return None
     if state["_backward_hooks"] or state["_backward_pre_hooks"]:
         return None
     ones = _ONES[kind]
     if ones and not (
-        state["stride"] == state["dilation"] == ones
+        "_conv_forward" not in state
+        and state["stride"] == state["dilation"] == ones
         and (half := _HALVES.get(state["kernel_size"])) is not None
         and state["padding"] in (half, "same")
         and state["padding_mode"] == "zeros"
     ):
         return None
     own = state["_parameters"]
-    if "weight" in own and "bias" in own:
+    if plain and "weight" in own and "bias" in own:
         weight, bias = own["weight"], own["bias"]
     else:
-        weight, bias = layer.weight, layer.bias  # parametrized, or a replica of nn.DataParallel
+        weight, bias = layer.weight, layer.bias  # a subclass, such as a parametrized one, or a replica of DataParallel
     if type(weight) is not nn.Parameter and is_traceable_wrapper_subclass(weight):
         return None
     return weight, bias
@@ -77,6 +90,8 @@ def why_called(layer: nn.Module) -> str | None:
         return f"{type(layer).__name__} computes something else"
     if is_hooked(layer):
         return "forward replaced" if "forward" in layer.__dict__ else "hooks"
+    if "_conv_forward" in layer.__dict__:
+        return "forward replaced"
     if is_traceable_wrapper_subclass(layer.weight):
         return f"weight is a {type(layer.weight).__name__}"
     return "another stride, dilation or padding"
@@ -86,6 +101,6 @@ def _plain_base(kind: Any) -> type[nn.Module] | None:
     """The plain class whose forward this one has; parametrizations, for one, make subclasses without their own."""
     for base in _ONES:
         if issubclass(kind, base):
-            names = ("__call__", "forward", "_conv_forward")
+            names = ("__call__", "_wrapped_call_impl", "_call_impl", "forward", "_conv_forward")
             return base if all(getattr(kind, name, None) is getattr(base, name, None) for name in names) else None
     return None

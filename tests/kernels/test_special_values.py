@@ -1,5 +1,7 @@
 """NaN and infinities: where the reference has them, and nowhere else."""
 
+import copy
+
 import pytest
 import torch
 
@@ -8,10 +10,13 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
+import cbam_triton
+from cbam_triton import CBAM
 from cbam_triton.kernels.launch import forward as launch
 from cbam_triton.kernels.stages import reductions as tiles
 
 from ..cases import assert_refined, both_formats, both_schedules, eager, integers, layer, normal, of_interpreted_exp
+from ..checkpoints.published import randomised
 from ..errors import assert_same
 
 pytestmark = [pytest.mark.usefixtures("nan_memory"), of_interpreted_exp]
@@ -64,3 +69,27 @@ def test_a_channel_and_a_pixel_of_minus_infinity_are_pooled_as_such(schedule, de
     x = normal((1, 6, 3, 4), device=device)
     x[:, :, 1, 2] = -INF
     assert_refined(launch.forward(x, layer(6, R=0, device=device), schedule), x, layer(6, R=0, device=device))
+
+
+def gradients(layer, x, dy, backend, schedule="auto"):
+    x = x.detach().requires_grad_()
+    with cbam_triton.settings(backend=backend, schedule=schedule):
+        found = torch.autograd.grad(layer(x), [x, *layer.parameters()], dy)
+    return dict(zip(["x", *(name for name, _ in layer.named_parameters())], found, strict=True))
+
+
+@both_schedules
+@pytest.mark.parametrize("gate", ["sigmoid", "hard_sigmoid"])
+@pytest.mark.parametrize("where", ["x", "dy", "conv"])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_gradients_are_no_finite_numbers_where_the_reference_has_them(value, where, gate, schedule, device):
+    # PyTorch's convolutions differ in what NaN times the zeros around a map is: one pixel away from every edge.
+    layer = randomised(CBAM(6, 3, kernel_size=3, spatial_norm=None, gate=gate)).to(device)
+    x, dy = normal((2, 6, 5, 6), device=device), normal((2, 6, 5, 6), device=device, seed=5)
+    with torch.no_grad():
+        {"x": x[0, 2, 2], "dy": dy[0, 2, 2], "conv": layer.spatial.conv.weight[0, 0, 1]}[where][1] = value
+    found = gradients(layer, x, dy, "triton", schedule)
+    expected = gradients(copy.deepcopy(layer).double(), x.double(), dy.double(), "reference")
+    for name, mine in found.items():
+        assert_same(mine.isnan(), expected[name].isnan())
+        torch.testing.assert_close(mine.double(), expected[name], rtol=1e-3, atol=1e-4, equal_nan=True, msg=name)

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .addressing import known_multiple, pointers
 from .channel_pool import pool_grid
-from .gate_function import gate_slope
+from .gate_function import through_gate
 from .reductions import fold_sum, rounded_product
 from .signals import publish
 
@@ -40,7 +40,7 @@ def channel_gradient_tile(
     if finished:
         inside_c = c < size.C
         g = tl.load(saved.gate + n * size.C + c, mask=inside_c, other=0.0)
-        dq = tl.where(inside_c, rounded_product(total, gate_slope(g, FORM.HARD)), 0.0)
+        dq = tl.where(inside_c, through_gate(total, g, FORM.HARD), 0.0)
         tl.store(scratch.dq + n * size.C + c, dq, mask=inside_c)
         if fc2_weight_ptr is not None:
             dh_ptr += block * size.R

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .reductions import rounded_product
+
 
 @triton.jit
 def gate_of(logits, HARD: tl.constexpr):
@@ -15,9 +17,13 @@ def gate_of(logits, HARD: tl.constexpr):
 
 
 @triton.jit
-def gate_slope(gate, HARD: tl.constexpr):
-    """The derivative of `gate_of`, by its value."""
+def through_gate(dgate, gate, HARD: tl.constexpr):
+    """The gradient of the logits from that of the gate, and its value; rounded before threads add it up.
+
+    Where a hard gate does not move it is 0, also from NaN.
+    """
     if HARD:
-        return tl.where((gate > 0) & (gate < 1), tl.full((), 1.0, gate.dtype) / 6, 0.0)
+        slope = tl.full((), 1.0, gate.dtype) / 6
+        return tl.where((gate > 0) & (gate < 1), rounded_product(dgate, slope), 0.0)
     else:
-        return gate * (1 - gate)
+        return rounded_product(dgate, gate * (1 - gate))

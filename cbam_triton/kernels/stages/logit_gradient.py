@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .addressing import known_multiple, pointers
 from .descriptors import NEED_X
-from .gate_function import gate_slope
+from .gate_function import through_gate
 from .input_gradient import through_channel_gate
 from .packs import View
 from .padded_map import gradient_size, past_zeros, zero_at
@@ -36,7 +36,7 @@ def logit_gradient_tile(
     s = _gate_at(saved.z, parameters, n, p, inside_p, size, FORM)
     dz_ptr += n * gradient_size(size.padded, size.zeros, size.lead)
     dz_ptrs = dz_ptr + (size.lead + past_zeros(p, size, FORM.DIMS))
-    tl.store(dz_ptrs, tl.sum(total, 0) * gate_slope(s, FORM.HARD), mask=inside_p)
+    tl.store(dz_ptrs, through_gate(tl.sum(total, 0), s, FORM.HARD), mask=inside_p)
     if tile == 0:
         zeros = tl.zeros([TILES.SPATIAL_P], FORM.ACC)
         count = gradient_size(size.padded, size.zeros, size.lead) - size.P
