@@ -206,12 +206,21 @@ def sync(group: Any = None) -> None:
     """Give every process of the group the table that its first process has in use; all must call.
 
     Raises: RuntimeError where the processes have other GPUs or releases than the first, for which a table may be wrong;
-    then nothing has changed.
+    then nothing has changed. RuntimeError where no processes are joined yet, TypeError for a group that is none.
+
+        torch.distributed.init_process_group()
+        tuning.sync()
     """
     import torch.distributed as dist
 
     from .kernels.launch import tables
 
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError("sync needs processes that are joined, got none: call torch.distributed.init_process_group")
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"group must be a ProcessGroup or None, got {group!r}: pass what torch.distributed.new_group gave"
+        )
     ranks = dist.get_process_group_ranks(group) if group is not None else list(range(dist.get_world_size()))
     names = sorted({hardware.facts(device).name for device in _devices()})
     mine = json.dumps([names, tables.environment()])

@@ -54,6 +54,11 @@ def patched(layer):
     layer.forward = lambda z: 2 * own(z)
 
 
+def patched_convolution(layer):
+    own = layer._conv_forward
+    layer._conv_forward = lambda z, *weights: 2 * own(z, *weights)
+
+
 def convolution(**options):
     return lambda layer: nn.Conv2d(2, 1, 3, bias=False, **options)
 
@@ -66,6 +71,7 @@ CHANGES = {
     "adapter": ("channel.fc1", Adapter),
     "subclass": ("channel.fc2", doubled),
     "patched forward": ("channel.fc1", patched),
+    "patched convolution": ("spatial.conv", patched_convolution),
     "several layers": ("spatial.conv", lambda child: nn.Sequential(child, nn.Tanh())),
     "forward hook": ("channel.fc2", lambda child: child.register_forward_hook(lambda m, i, y: y - 1) and None),
     "forward pre-hook": ("spatial.conv", lambda child: child.register_forward_pre_hook(lambda m, i: i[0] + 1) and None),
@@ -107,6 +113,26 @@ def test_a_changed_child_trains_as_in_pytorch(name, device):
     for (key, mine), theirs in zip(layer.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, msg=key)
         assert mine.grad is not None, key
+
+
+def test_a_weight_that_a_class_makes_is_asked_for(device):
+    layer = randomised(CBAM(16, 4)).to(device).eval()
+    made = {"weight": property(lambda self: 2 * self._parameters["weight"])}
+    layer.channel.fc1.__class__ = type("Scaled", (nn.Linear,), made)
+    torch.testing.assert_close(layer(image(device)), published_cbam(layer, image(device)))
+
+
+def test_hooks_of_all_modules_run_on_children(device):
+    layer = randomised(CBAM(16, 4)).to(device).eval()
+    before = layer(image(device))
+    hook = nn.modules.module.register_module_forward_hook(lambda m, _, y: y / 2 if type(m) is nn.Linear else None)
+    try:
+        found, expected = layer(image(device)), published_cbam(layer, image(device))
+        assert "called=(fc1: hooks; fc2: hooks)" in repr(layer)
+    finally:
+        hook.remove()
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, before)
 
 
 @pytest.mark.parametrize("name", CHANGES)

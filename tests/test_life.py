@@ -159,7 +159,8 @@ class Life(RuleBasedStateMachine):
             handle.remove()
         self.called()
 
-    @precondition(lambda self: not any(parametrize.is_parametrized(child) for child in self.plain.modules()))
+    # A weight norm, also one that was removed, leaves a hook that does not pickle.
+    @precondition(lambda self: not any(child._load_state_dict_pre_hooks for child in self.plain.modules()))
     @rule(how=st.sampled_from(["deepcopy", "pickle"]))
     def copied(self, how):
         again = copy.deepcopy if how == "deepcopy" else lambda module: pickle.loads(pickle.dumps(module))
@@ -205,7 +206,7 @@ few, many = (
         max_examples=count, stateful_step_count=steps, deadline=None, derandomize=True,
         suppress_health_check=list(HealthCheck),
     )
-    for count, steps in ((3, 6), (150, 20))
+    for count, steps in ((3, 6), (60, 20))
 )  # fmt: skip
 
 

@@ -32,9 +32,10 @@ def is_hooked(module: nn.Module) -> bool:
 
 
 def _all_are_hooked() -> bool:
-    """Whether hooks of all modules may change what a child computes; PyTorch's own, which track modules, do not."""
+    """Whether hooks of all modules may change what a child computes; PyTorch's own and ours only watch."""
     hooks = [*_global_forward_hooks.values(), *_global_forward_pre_hooks.values()]
-    return not all(str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks)
+    watching = ("torch", __name__.split(".")[0])
+    return not all(str(getattr(hook, "__module__", "")).split(".")[0] in watching for hook in hooks)
 
 
 def weights_of(layer: nn.Module) -> tuple[Any, Any] | None:

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..spec.validation import check_tensor
+from ..spec.values import described
+
 _EXTRA = 'pip install "cbam-triton[viz]"'
 
 
@@ -19,7 +22,8 @@ def grad_cam(
     usually the last block. `targets` are a class for each image, the likeliest if None. `method` is a class of the
     package, such as "GradCAM" or "GradCAMPlusPlus".
 
-    Raises: ImportError without the package, ValueError for an unknown method.
+    Raises: ImportError without the package, ValueError for an unknown method or layer, TypeError for a model or images
+    of another type.
     Source: arXiv 1610.02391 (Grad-CAM), arXiv 1710.11063 (Grad-CAM++); the CBAM paper's figure 4.
     """
     try:
@@ -27,7 +31,14 @@ def grad_cam(
         targets_of_cams = import_module("pytorch_grad_cam.utils.model_targets")
     except ImportError as error:
         raise ImportError(f"grad_cam needs the package grad-cam: {_EXTRA}") from error
-    made: Callable[..., Any] | None = getattr(cams, method, None)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {described(model)}: pass the network")
+    if layer not in (names := [name for name, _ in model.named_modules()]):
+        raise ValueError(
+            f"layer must be the name of a module of the model, got {layer!r}: {', '.join(names[-3:])} are some"
+        )
+    check_tensor("images", images)
+    made: Callable[..., Any] | None = getattr(cams, method, None) if isinstance(method, str) else None
     if made is None:
         raise ValueError(f"method must be a class of pytorch_grad_cam, got {method!r}: GradCAM is one")
     asked = None if targets is None else [targets_of_cams.ClassifierOutputTarget(int(target)) for target in targets]

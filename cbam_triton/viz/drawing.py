@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..spec.validation import check_tensor
+from ..spec.values import check_integer
 from .recording import Gates, sizes
 
 SPATIAL_COLOURS, CHANNEL_COLOURS = "inferno", "viridis"
@@ -72,7 +74,18 @@ def draw(
 
 
 def channel_strip(gate: Tensor, most_rows: int = _STRIP_ROWS) -> Any:
-    """A channel gate (C,) as a few rows of cells, a NumPy array; cells past C are NaN."""
+    """A channel gate (C,) as a few rows of cells, a NumPy array; cells past C are NaN.
+
+    Raises: ValueError for another shape, TypeError for anything but a tensor and an integer.
+
+    >>> channel_strip(torch.rand(10), most_rows=4).shape
+    (4, 3)
+    """
+    check_tensor("gate", gate)
+    check_integer("most_rows", most_rows, 1, "pass how many rows there may be")
+    if gate.ndim != 1 or len(gate) == 0:
+        raise ValueError(f"gate must have shape (C,), got {tuple(gate.shape)}: pass the gate of one image")
+    gate = gate.detach().float().cpu()
     rows = min(most_rows, len(gate))
     cells = gate.new_full((-(-len(gate) // rows) * rows,), torch.nan)
     cells[: len(gate)] = gate

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..spec.values import described
 from .recording import record
 
 
@@ -30,13 +31,13 @@ def statistics(model: nn.Module, batches: Iterable[Any]) -> dict[str, GateStatis
     A batch is the model's input, or a tuple or list that begins with it, as loaders of labelled images give. The model
     stays in its mode: call `model.eval()` first.
 
-    Raises: ValueError if no batch came or no gates were applied.
+    Raises: ValueError if no batch came or no gates were applied, TypeError for batches of another kind.
     """
     sums: dict[str, dict[int, _Sum]] = {}
     samples: dict[str, int] = {}
     with record(model) as gates:
         for batch in batches:
-            model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+            model(_input_of(batch))
             for name, found in gates.items():
                 for kind, gate in enumerate(found):
                     if gate is not None:
@@ -54,6 +55,17 @@ def statistics(model: nn.Module, batches: Iterable[Any]) -> dict[str, GateStatis
                              *(kinds[1].moments() if 1 in kinds else none))
         for name, kinds in sums.items()
     }  # fmt: skip
+
+
+def _input_of(batch: Any) -> Tensor:
+    x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(x, Tensor) or x.ndim < 3:
+        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else described(x)
+        raise TypeError(
+            f"batches must hold tensors (N, C, *pixels), or tuples that begin with one, got {got}: pass a loader, or a "
+            "list of batches"
+        )
+    return x
 
 
 class _Sum:

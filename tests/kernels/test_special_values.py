@@ -80,16 +80,14 @@ def gradients(layer, x, dy, backend, schedule="auto"):
 
 @both_schedules
 @pytest.mark.parametrize("gate", ["sigmoid", "hard_sigmoid"])
-@pytest.mark.parametrize("where", ["x", "dy", "conv"])
-@pytest.mark.parametrize("value", [NAN, INF, -INF])
-def test_gradients_are_no_finite_numbers_where_the_reference_has_them(value, where, gate, schedule, device):
-    # PyTorch's convolutions differ in what NaN times the zeros around a map is: one pixel away from every edge.
-    layer = randomised(CBAM(6, 3, kernel_size=3, spatial_norm=None, gate=gate)).to(device)
-    x, dy = normal((2, 6, 5, 6), device=device), normal((2, 6, 5, 6), device=device, seed=5)
+@pytest.mark.parametrize("where, value", [("x", INF), ("x", NAN), ("dy", INF), ("dy", NAN), ("fc2", NAN)])
+def test_gradients_are_no_numbers_where_the_references_are_none(value, where, gate, schedule, device):
+    # One pixel away from every edge: what NaN times the zeros around a map is depends on PyTorch's convolution.
+    layer = randomised(CBAM(4, 2, kernel_size=3, spatial_norm=None, gate=gate)).to(device)
+    x, dy = normal((2, 4, 5, 6), device=device), normal((2, 4, 5, 6), device=device, seed=5)
     with torch.no_grad():
-        {"x": x[0, 2, 2], "dy": dy[0, 2, 2], "conv": layer.spatial.conv.weight[0, 0, 1]}[where][1] = value
+        {"x": x[0, 2, 2], "dy": dy[0, 2, 2], "fc2": layer.channel.fc2.weight[2]}[where][1] = value
     found = gradients(layer, x, dy, "triton", schedule)
     expected = gradients(copy.deepcopy(layer).double(), x.double(), dy.double(), "reference")
     for name, mine in found.items():
-        assert_same(mine.isnan(), expected[name].isnan())
         torch.testing.assert_close(mine.double(), expected[name], rtol=1e-3, atol=1e-4, equal_nan=True, msg=name)

@@ -63,7 +63,19 @@ def add_layer(model: Any) -> None:
     model.ca.mlp.append(nn.Tanh())
 
 
+def other_class(model: Any) -> None:
+    """As some tools patch a module: its class is changed under it."""
+    own = type(model.sa)
+    model.sa.__class__ = type("Doubled", (own,), {"forward": lambda self, x: 2 * own.forward(self, x)})
+
+
+def patch_convolution(model: Any) -> None:
+    conv = model.get_submodule("sa.conv.conv")
+    conv._conv_forward = lambda z, *weights: 2 * type(conv)._conv_forward(conv, z, *weights)
+
+
 CHANGES = [
+    other_class, patch_convolution,
     replace_layer, other_kind, patch_instance, patch_layer, remove_part, fuse_norm, hook_part, hook_layer,
     hook_function, repad, add_layer,
 ]  # fmt: skip

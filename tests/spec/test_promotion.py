@@ -76,6 +76,17 @@ def test_autocast_gives_the_plain_models_result(of_x, of_layer, of_residual, gra
         assert {parameter.grad.dtype for parameter in layer.parameters()} == {of_layer}
 
 
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("of_layer", [torch.bfloat16, torch.float32])
+def test_both_half_precisions_meet_in_float32(of_layer, backend):
+    layer, x = layer_of(of_layer).eval(), map_of(torch.float16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), settings(backend=backend):
+        y, expected = layer(x), timm_like(layer)(x)
+        assert expected.dtype is torch.float32
+        assert_close(y, expected, torch.bfloat16)
+        assert layer.attention_maps(x).channel.dtype is torch.float32
+
+
 class Branch(nn.Module):
     """A residual branch that ends in a GroupNorm, which autocast computes in float32 on a GPU."""
 

@@ -162,3 +162,14 @@ def test_a_missing_grad_cam_is_named(model, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pytorch_grad_cam", None)
     with pytest.raises(ImportError, match=r"grad_cam needs the package grad-cam: pip install"):
         viz.grad_cam(model, torch.rand(1, 3, 8, 8), "1")
+
+
+def test_wrong_arguments_are_named():
+    model = nn.Sequential(CBAM(8))
+    with pytest.raises(TypeError, match="gate must be a torch.Tensor, got the string"):
+        viz.channel_strip("gate")
+    with pytest.raises(ValueError, match=r"gate must have shape \(C,\), got \(2, 8\)"):
+        viz.channel_strip(torch.zeros(2, 8))
+    for batches in ("images", torch.zeros(3), [None]):
+        with pytest.raises(TypeError, match=r"batches must hold tensors \(N, C, \*pixels\)"):
+            viz.statistics(model, batches)
