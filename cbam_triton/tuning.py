@@ -218,9 +218,7 @@ def sync(group: Any = None) -> None:
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError("sync needs processes that are joined, got none: call torch.distributed.init_process_group")
     if group is not None and not isinstance(group, dist.ProcessGroup):
-        raise TypeError(
-            f"group must be a ProcessGroup or None, got {group!r}: pass what torch.distributed.new_group gave"
-        )
+        raise TypeError(f"group must be a ProcessGroup or None, got {group!r}: torch.distributed.new_group makes one")
     ranks = dist.get_process_group_ranks(group) if group is not None else list(range(dist.get_world_size()))
     names = sorted({hardware.facts(device).name for device in _devices()})
     mine = json.dumps([names, tables.environment()])

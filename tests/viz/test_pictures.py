@@ -166,7 +166,7 @@ def test_a_missing_grad_cam_is_named(model, monkeypatch):
 
 def test_wrong_arguments_are_named():
     model = nn.Sequential(CBAM(8))
-    with pytest.raises(TypeError, match="gate must be a torch.Tensor, got the string"):
+    with pytest.raises(TypeError, match=r"gate must be a torch\.Tensor, got the string"):
         viz.channel_strip("gate")
     with pytest.raises(ValueError, match=r"gate must have shape \(C,\), got \(2, 8\)"):
         viz.channel_strip(torch.zeros(2, 8))
