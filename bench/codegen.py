@@ -19,8 +19,8 @@ from cbam_triton.demo.options import InputError
 from cbam_triton.kernels.launch import hardware as kernel_device
 from cbam_triton.kernels.launch.hardware import DeviceFacts
 
+from .inputs import DTYPES, LAYOUTS, parse_shapes
 from .ptx import Access, accesses, exchanged_products, widths
-from .run import DTYPES, LAYOUTS, parse_shapes
 from .static import static_of
 
 SUMMARY = "Registers, occupancy, loops and access widths of the default kernels, compiled here without a GPU."

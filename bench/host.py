@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 
-from .run import parse_shapes
+from .inputs import parse_shapes
 from .stub_driver import stub_driver
 
 SUMMARY = "Host cost of one call: everything but the launch itself, with the kernels stubbed out."

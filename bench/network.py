@@ -23,9 +23,10 @@ from cbam_triton import settings, tuning
 from cbam_triton.demo.options import InputError, device_of, folder_of, need_extras, number_of
 from cbam_triton.testing.timing import Timing, interleaved
 
+from .inputs import LAYOUTS, environment, kernels_run_on
 from .networks import NETWORKS, Batch, agreements, build, exact_results, make_batch, prepared, results, step_of
+from .own_forms import one_line
 from .precompile import LayerCall, precompile, shapes_in
-from .run import LAYOUTS, environment, kernels_run_on
 
 SUMMARY = "Images a second of a ResNet with CBAM, converted and not, against the one without attention."
 MODES = ("inference", "training")
@@ -158,7 +159,7 @@ def measure(
                     steps[form] = step_of(call, model, batch)
                     row["step_mib"] = memory_of(steps[form], device)
             except Exception as error:  # whatever one network raises, the others are still measured
-                row["note"] = _one_line(error)
+                row["note"] = one_line(error)
                 steps.pop(form, None)
             if row["note"]:
                 say(f"{form} is left out: {row['note']}")
@@ -283,8 +284,3 @@ def _forget(device: torch.device) -> None:
     gc.collect()
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 from pathlib import Path
 
 from cbam_triton.demo.options import InputError, folder_of
@@ -11,6 +12,12 @@ from cbam_triton.demo.options import InputError, folder_of
 SUMMARY = "Draw a CSV of `python -m bench run`: speed of every form over torch.compile of timm's form."
 FORMS = ("published", "timm", "timm compiled", "ours", "ours staged", "ours wavefront", "ours compiled")
 COLOURS = ("#b8b8b8", "#8a8a8a", "#4d4d4d", "#1f77b4", "#7fb2d9", "#17807e", "#e08214")
+OWN_COLOURS = (
+    "#762a83",
+    "#c51b7d",
+    "#a6761d",
+    "#66a61e",
+)  # of forms of `bench run --with`, over again after the fourth
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +48,9 @@ def draw(rows: list[dict[str, str]], out: Path) -> None:
 
     baseline = "timm_compiled" if any(row["over_timm_compiled"] for row in rows) else "timm"
     panels = list(dict.fromkeys(_panel(row) for row in rows))
-    forms = [form for form in FORMS if any(row["form"] == form for row in rows)]
+    own = list(dict.fromkeys(row["form"] for row in rows if row["form"] not in FORMS))
+    colours = dict(zip(FORMS, COLOURS, strict=True)) | dict(zip(own, itertools.cycle(OWN_COLOURS), strict=False))
+    forms = [form for form in colours if any(row["form"] == form for row in rows)]
     shapes = list(dict.fromkeys(_shape(row) for row in rows))
     figure = Figure(figsize=(max(6.0, 2.2 + 1.5 * len(shapes)), 0.9 + 2.5 * len(panels)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
@@ -53,7 +62,7 @@ def draw(rows: list[dict[str, str]], out: Path) -> None:
             at = [j for j, shape in enumerate(shapes) if here.get((shape, form), {}).get(f"over_{baseline}")]
             speeds = [float(here[shapes[j], form][f"over_{baseline}"]) for j in at]
             left = [j + (i - (len(forms) - 1) / 2) * width for j in at]
-            bars = axis.bar(left, speeds, width * 0.92, color=COLOURS[FORMS.index(form)], label=form)
+            bars = axis.bar(left, speeds, width * 0.92, color=colours[form], label=form)
             axis.bar_label(bars, fmt="%.2f", fontsize=6.5, padding=1.5, rotation=90)
         axis.axhline(1, color="black", linewidth=0.8, linestyle=":", zorder=0)
         axis.set_title(panel, fontsize=10, loc="left")

@@ -21,7 +21,7 @@ from cbam_triton.kernels.launch.hardware import DeviceFacts, facts
 from cbam_triton.kernels.launch.problem import Problem
 from cbam_triton.testing.agreement import Agreement, agreement, gradient_agreement
 
-from ..run import DTYPES, LAYOUTS, make_dy, make_input, make_layer, parse_shapes
+from ..inputs import DTYPES, LAYOUTS, make_dy, make_input, make_layer, parse_shapes
 
 STEPS = ("forward", "backward")
 _GRADIENTS = {

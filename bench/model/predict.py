@@ -18,7 +18,7 @@ from cbam_triton.prediction.launches import Launched, Work, works
 from cbam_triton.prediction.predict import Prediction, predicted
 
 from .. import codegen
-from ..run import LAYOUTS, parse_shapes
+from ..inputs import LAYOUTS, parse_shapes
 from .devices import gpu
 
 SUMMARY = "Predicted time and limiter of each launch of the staged schedule, from compiled code; no GPU needed."

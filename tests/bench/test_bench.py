@@ -7,12 +7,23 @@ import sys
 import pytest
 import torch
 
-from bench import run
+from bench import contenders
 from bench.__main__ import main
 from cbam_triton import CBAM, settings
 from cbam_triton.testing.published import jongchan_like, timm_like
 
 TINY = ["--shapes", "2x24x7x5", "--device", "cpu", "--no-compile", "--seconds", "0"]
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """A machine without noise: whether a row has a ratio is no matter of luck."""
+    timed = contenders.interleaved
+
+    def without_noise(*given, **options):
+        return {name: one._replace(spread=0.0) for name, one in timed(*given, **options).items()}
+
+    monkeypatch.setattr(contenders, "interleaved", without_noise)
 
 
 def random_layer(**options):
@@ -78,7 +89,7 @@ def test_a_wrong_form_gets_no_time(monkeypatch, tmp_path):
         form.conv.weight.data.neg_()
         return form
 
-    monkeypatch.setattr(run, "timm_like", wrong_like)
+    monkeypatch.setattr(contenders, "timm_like", wrong_like)
     out = tmp_path / "results.csv"
     assert main(["run", *TINY, "--out", str(out)]) == 0
     rows = {row["form"]: row for row in csv.DictReader(out.read_text().splitlines())}
@@ -89,8 +100,8 @@ def test_a_wrong_form_gets_no_time(monkeypatch, tmp_path):
 
 
 def test_a_wrong_result_of_ours_fails_the_run(monkeypatch, tmp_path):
-    right = run.contenders
-    monkeypatch.setattr(run, "contenders", lambda *given: right(*given) | {"ours": lambda x: x * 0.5})
+    right = contenders.contenders
+    monkeypatch.setattr(contenders, "contenders", lambda *given: right(*given) | {"ours": lambda x: x * 0.5})
     assert main(["run", *TINY, "--out", str(tmp_path / "results.csv")]) == 1
 
 
@@ -113,15 +124,15 @@ def test_run_times_the_backward_pass_too(tmp_path):
 
 @pytest.mark.parametrize("wrong", ["x", "bias"])
 def test_a_wrong_gradient_of_ours_fails_the_run(monkeypatch, tmp_path, wrong):
-    def contenders(layer, with_compile):
-        ours = run.with_settings(layer, backend="reference")
+    def with_a_fault(layer, with_compile):
+        ours = contenders.with_settings(layer, backend="reference")
         if wrong == "x":
             return right(layer, with_compile) | {"ours": lambda x: ours(x.detach() + 0.5 * (x - x.detach()))}
         layer.channel.fc2.bias.register_hook(lambda gradient: gradient / 2)
         return right(layer, with_compile) | {"ours": ours}
 
-    right = run.contenders
-    monkeypatch.setattr(run, "contenders", contenders)
+    right = contenders.contenders
+    monkeypatch.setattr(contenders, "contenders", with_a_fault)
     out = tmp_path / "results.csv"
     assert main(["run", *TINY, "--layout", "nchw", "--out", str(out)]) == 0
     assert main(["run", *TINY, "--layout", "nchw", "--backward", "--out", str(out)]) == 1
