@@ -46,7 +46,8 @@ def test_three_networks_compute_the_same_and_the_one_without_attention_does_not(
     found = {}
     with settings(backend="reference"):
         for name, model in models.items():
-            found[name] = networks.exact_results(model.train(training), batch)
+            model = networks.prepared(model, training, torch.float64, torch.contiguous_format)
+            found[name] = networks.exact_results(model, batch)
     want, gradients = found["published"]
     for name in ("converted", "inserted"):
         torch.testing.assert_close(found[name][0], want, rtol=1e-9, atol=1e-9)
@@ -62,6 +63,9 @@ def test_maps_have_the_size_of_a_trained_networks(models):
         for model in models.values():
             x = torch.randn((4, 3, 32, 32), generator=torch.Generator().manual_seed(5))
             assert 0.01 < model.eval()(x).std() < 10
+            images = torch.randn((8, 3, 32, 32), generator=torch.Generator().manual_seed(1))
+            torch.testing.assert_close(model.bn1.running_mean, model.conv1(images).mean((0, 2, 3)), rtol=0, atol=1e-5)
+            assert model.bn1.momentum == 0.1
 
 
 def test_a_row_has_images_a_second_and_ratios_of_one_state(built, quiet, tmp_path, capsys):
@@ -245,3 +249,14 @@ def test_what_cannot_be_done_is_one_line_and_exit_status_2(words, message, tmp_p
     found = capsys.readouterr()
     assert message in found.err
     assert (found.out, found.err.count("\n")) == ("", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # Inductor's own
+def test_a_compiled_network_has_a_row_beside_the_eager_one(built, tmp_path):
+    out = tmp_path / "network.jsonl"
+    assert main([*ONE, "--networks", "published", "converted", "--compile", "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    names = [("published", False), ("published", True), ("converted", False), ("converted", True)]
+    assert [(row["network"], row["compiled"]) for row in rows] == names
+    assert all(row["seconds"] > 0 and not row["note"] for row in rows)

@@ -124,6 +124,7 @@ def test_a_form_that_fails_is_told_and_stops_no_other(run, factory, words, note)
         form, calls = timm_like(layer), []
         def function(x):
             calls.append(1)
+            print("call", len(calls))
             if len(calls) > 2:
                 raise RuntimeError("enough")
             return form(x)
@@ -136,6 +137,7 @@ def test_a_form_that_fails_is_told_and_stops_no_other(run, factory, words, note)
     for name in ("published", "timm", "ours", "mine"):
         assert (rows[name]["note"], bool(rows[name]["median_us"])) == ("", True)
     assert f"not timed: {note}" in printed
+    assert "call 4" not in printed
 
 
 def test_a_factory_cannot_change_the_layer_of_the_others(run):
