@@ -59,7 +59,8 @@ def logit_gradient(run: Backward) -> None:
         call, logit_gradient_kernel, ("SPATIAL",), grid.spatial_tiles,
         call.x, run.dy, call.y, run.dr, call.parameters, call.saved,
         run.scratch if first else run.scratch._replace(ddescriptors=None),
-        *plan.x_strides, *run.dy_strides, *plan.y_strides, *plan.sizes, aligned=run.dy_aligned, BACKWARDS=first,
+        *plan.x_strides, *run.dy_strides, *plan.y_strides, *plan.sizes,
+        first=not first, aligned=run.dy_aligned, BACKWARDS=first,
     )  # fmt: skip
 
 
@@ -109,7 +110,8 @@ def channel_gradient(run: Backward) -> None:
         call, channel_gradient_kernel, ("POOL",), grid.pool_tiles,
         call.x, d, call.parameters, call.saved, run.scratch._replace(partial=partial), call.chunk_counters(dh), dh,
         *plan.x_strides, *d_strides, *plan.sizes, plan.blocks,
-        aligned=aligned, BACKWARDS=not plan.problem.spatial_first,
+        first=plan.problem.spatial_first or not plan.problem.K, aligned=aligned,
+        BACKWARDS=not plan.problem.spatial_first,
     )  # fmt: skip
     shares, blocks = (run.scratch.dq, 1) if call.parameters.fc2_weight is None else (dh, plan.blocks)
     launch(

@@ -106,7 +106,7 @@ def apply_gates(
     if y.numel() > 0:
         nothing = _NOTHING._replace(variant=variant)
         call = Call(x, y, nothing.parameters, plan_of(x, nothing, "staged"), residual, relu)
-        _apply(call, Scratch(gate=g), z, backwards=True)
+        _apply(call, Scratch(gate=g), z, backwards=True, first=True)
     return y
 
 
@@ -208,7 +208,7 @@ def _channel_gate(call: Call, scratch: Scratch, backwards: bool) -> None:
     launch(
         call, channel_pool_kernel, ("POOL",), grid.pool_tiles,
         call.x, call.parameters, call.saved, scratch, hidden, call.chunk_counters(hidden),
-        *plan.x_strides, *plan.sizes, plan.blocks, BACKWARDS=backwards,
+        *plan.x_strides, *plan.sizes, plan.blocks, first=not backwards, BACKWARDS=backwards,
     )  # fmt: skip
     launch(
         call, channel_mlp_kernel, ("MLP",), grid.mlp_tiles,
@@ -220,7 +220,7 @@ def _spatial_pool(call: Call, scratch: Scratch, backwards: bool) -> None:
     """The maps of x, or of x g."""
     launch(
         call, spatial_pool_kernel, ("SPATIAL",), grid.spatial_tiles,
-        call.x, call.saved, scratch, *call.plan.x_strides, *call.plan.sizes, BACKWARDS=backwards,
+        call.x, call.saved, scratch, *call.plan.x_strides, *call.plan.sizes, first=not backwards, BACKWARDS=backwards,
     )  # fmt: skip
 
 
@@ -231,9 +231,9 @@ def _spatial_logit(call: Call, scratch: Scratch, z: Tensor | None) -> None:
     )  # fmt: skip
 
 
-def _apply(call: Call, scratch: Scratch, z: Tensor | None, backwards: bool) -> None:
+def _apply(call: Call, scratch: Scratch, z: Tensor | None, backwards: bool, first: bool = False) -> None:
     launch(
         call, apply_gates_kernel, ("APPLY",), grid.apply_tiles,
         call.x, call.residual, call.y, call.parameters, Saved(z=z), scratch,
-        *call.plan.x_strides, *call.plan.y_strides, *call.plan.sizes, RELU=call.relu, BACKWARDS=backwards,
+        *call.plan.x_strides, *call.plan.y_strides, *call.plan.sizes, first=first, RELU=call.relu, BACKWARDS=backwards,
     )  # fmt: skip

@@ -21,8 +21,10 @@ class DeviceFacts(NamedTuple):
     name: str
     sm_count: int
     l2_bytes: int
+    dependent_launches: bool = False  # a launch may begin before the one before it has ended
 
 
+_DEPENDENT_LAUNCHES = 9  # NVIDIA's compute capability from which there are
 # The interpreter runs programs one after another: one SM, and an L2 that never decides anything.
 _INTERPRETER = DeviceFacts("Triton interpreter", 1, 1 << 26)
 
@@ -125,7 +127,8 @@ def _active_driver() -> Any:
 
 
 def facts(device: torch.device) -> DeviceFacts:
-    """SM count and L2 size of the device; CBAM_TRITON_DEVICE="sm_count=132,l2_bytes=52428800" overrides either.
+    """Facts of the device; CBAM_TRITON_DEVICE="sm_count=132,l2_bytes=52428800" overrides these, `dependent_launches=0`
+    turns the overlap of launches off.
 
     The variable is read once, at import; a value of another form is a ValueError then.
     """
@@ -136,7 +139,8 @@ def facts(device: torch.device) -> DeviceFacts:
 @functools.cache
 def _cuda_facts(device: torch.device) -> DeviceFacts:
     properties = torch.cuda.get_device_properties(device)
-    return DeviceFacts(properties.name, properties.multi_processor_count, properties.L2_cache_size)
+    dependent = is_nvidia() and properties.major >= _DEPENDENT_LAUNCHES
+    return DeviceFacts(properties.name, properties.multi_processor_count, properties.L2_cache_size, dependent)
 
 
 def _driver_facts(device: torch.device) -> DeviceFacts:
@@ -145,7 +149,9 @@ def _driver_facts(device: torch.device) -> DeviceFacts:
     active = _active_driver()
     properties = active.utils.get_device_properties(device.index or 0)
     l2_bytes = properties.get("l2_cache_size", _INTERPRETER.l2_bytes)
-    return DeviceFacts(str(active.get_current_target().arch), properties["multiprocessor_count"], l2_bytes)
+    arch = active.get_current_target().arch
+    dependent = is_nvidia() and arch >= 10 * _DEPENDENT_LAUNCHES
+    return DeviceFacts(str(arch), properties["multiprocessor_count"], l2_bytes, dependent)
 
 
 def parse_override(text: str) -> dict[str, int]:
@@ -156,7 +162,8 @@ def parse_override(text: str) -> dict[str, int]:
         values = {key.strip(): int(value) for key, value in (part.split("=") for part in text.split(","))}
     except ValueError:
         values = {}
-    if not values or not set(values) <= {"sm_count", "l2_bytes"} or min(values.values()) < 1:
+    sizes = [value for name, value in values.items() if name != "dependent_launches"]
+    if not values or not set(values) <= set(DeviceFacts._fields) - {"name"} or min(values.values()) < 0 or 0 in sizes:
         raise ValueError(f"{OVERRIDE} must look like 'sm_count=132,l2_bytes=52428800', got {text!r}")
     return values
 

@@ -21,18 +21,21 @@ from .tile_sizes import Sizes
 
 def launch(
     call: Call, kernel: Any, stages: tuple[str, ...], tiles: Callable[[Problem, Sizes], int],
-    *arguments: Any, aligned: bool = False, **options: Any,
+    *arguments: Any, first: bool = False, aligned: bool = False, **options: Any,
 ) -> None:  # fmt: skip
     """Launch `tiles` programs a sample with the tile sizes of `stages`, of the plan's candidate.
 
-    `aligned` says whether the gradient among the arguments can be read as x is. Other compile-time constants that the
-    plan does not know are `options`.
+    `first` says that no launch of this call comes before; where the GPU can, any other begins before that one has
+    ended. `aligned` says whether the gradient among the arguments can be read as x is. Other compile-time constants
+    that the plan does not know are `options`.
     """
     prepared = call.plan.prepared
-    key = (id(kernel), tiles, call.training, aligned, *options.values())
+    key = (id(kernel), tiles, call.training, first, aligned, *options.values())
     found = prepared.get(key)
     if found is None:
-        found = prepared[key] = _prepared(call.plan, kernel, stages, tiles, call.training, aligned, options)
+        found = prepared[key] = _prepared(
+            call.plan, kernel, stages, tiles, call.training, first, aligned, options
+        )  # fmt: skip
     around = _around_launch(call.x, kernel)
     if around is None:
         found(arguments)
@@ -42,12 +45,13 @@ def launch(
 
 
 def launch_once(call: Call, kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
-    """Launch so many programs in all, of four warps each."""
+    """Launch so many programs in all, of four warps each, after others of this call."""
     prepared = call.plan.prepared
     key = (id(kernel), programs, *options.values())
     found = prepared.get(key)
     if found is None:
         known = {"FORM": constants(call.plan.form), "enable_fp_fusion": True, **options}
+        known |= _chain(call.plan, kernel, first=False)
         found = prepared[key] = Launch(kernel, (programs,), known)
     with _around_launch(call.x, kernel) or contextlib.nullcontext():
         found(arguments)
@@ -59,12 +63,13 @@ def _prepared(
     stages: tuple[str, ...],
     tiles: Callable[[Problem, Sizes], int],
     training: bool,
+    first: bool,
     aligned: bool,
     options: dict[str, Any],
 ) -> Launch:
     packs = {"FORM": plan.form, "LAYOUT": plan.layout._replace(ALIGNED=aligned)}
     known = {name: constants(pack) for name, pack in packs.items() if name in kernel.arg_names}
-    known |= {"enable_fp_fusion": True, **options}
+    known |= {"enable_fp_fusion": True, **options, **_chain(plan, kernel, first)}
     limit = plan.candidate.registers
     limit = registers(plan.problem, plan.schedule, training) if limit is None else limit
     if limit and is_nvidia():
@@ -75,6 +80,14 @@ def _prepared(
         sizes["MAP_SPLIT"] = grid.TAP_SPLIT
     known |= {"TILES": constants(Tiles(**sizes)), "num_warps": plan.candidate.tiles.num_warps}
     return Launch(kernel, (programs,), known)
+
+
+def _chain(plan: Plan, kernel: Any, first: bool) -> dict[str, Any]:
+    """How a launch follows the one before it: see `signals.follow`."""
+    if "CHAINED" not in kernel.arg_names:
+        return {}
+    chained = plan.dependent_launches
+    return {"CHAINED": chained, **({"launch_pdl": True} if chained and not first else {})}
 
 
 def _around_launch(x: Tensor, kernel: Any) -> Any:

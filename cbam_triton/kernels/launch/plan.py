@@ -49,6 +49,7 @@ class Plan:
     acc: torch.dtype  # of scratch and gates
     form: Form
     layout: Layout
+    dependent_launches: bool
     prepared: dict[Any, Any] = dataclasses.field(default_factory=dict)  # launches, by `launcher`
 
     @property
@@ -112,6 +113,7 @@ def plan(
         acc=torch.float64 if dtype == torch.float64 else torch.float32,
         form=form,
         layout=layout,
+        dependent_launches=device.dependent_launches,
     )
 
 

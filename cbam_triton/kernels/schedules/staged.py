@@ -7,6 +7,7 @@ from ..stages.addressing import known_multiple, known_sizes, sample_view, size_o
 from ..stages.apply_gates import apply_gates_tile
 from ..stages.channel_mlp import channel_mlp_tile
 from ..stages.channel_pool import channel_pool_tile, pool_grid
+from ..stages.signals import follow
 from ..stages.spatial_gate import spatial_gate, spatial_logit
 from ..stages.spatial_pool import spatial_pool_tile
 from .specialisation import UNSPECIALISED
@@ -20,8 +21,10 @@ def channel_pool_kernel(
     x_stride_n, x_stride_c, x_stride_p,
     N, C, H, W, PLANES, R, BLOCKS,
     BACKWARDS: tl.constexpr, TILES: tl.constexpr, LAYOUT: tl.constexpr, FORM: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Channel pool and hidden layer; a program owns POOL_C channels of a chunk of pixels of one sample."""
+    follow(CHAINED)
     C, P = known_sizes(C, H * W, LAYOUT)
     size = size_of(C, P, H, W, PLANES, R, FORM)
     blocks, chunks, _ = pool_grid(C, P, TILES.POOL_C, TILES.POOL_P, TILES.POOL_SPLIT)
@@ -37,9 +40,10 @@ def channel_pool_kernel(
 def channel_mlp_kernel(
     hidden_ptr, parameters, saved, scratch,  # N BLOCKS SLOTS R; the MLP's; preactivation; gate
     N, C, H, W, PLANES, R, BLOCKS,
-    TILES: tl.constexpr, FORM: tl.constexpr,
+    TILES: tl.constexpr, FORM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Channel gate; a program owns MLP_C channels of one sample."""
+    follow(CHAINED)
     size = size_of(C, H * W, H, W, PLANES, R, FORM)
     n, tile = sample_and_tile(N, tl.cdiv(C, TILES.MLP_C), False)
     channel_mlp_tile(
@@ -54,8 +58,10 @@ def spatial_pool_kernel(
     x_stride_n, x_stride_c, x_stride_p,
     N, C, H, W, PLANES, R,
     BACKWARDS: tl.constexpr, TILES: tl.constexpr, LAYOUT: tl.constexpr, FORM: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Spatial pool; a program owns SPATIAL_P pixels of one sample."""
+    follow(CHAINED)
     C, P = known_sizes(C, H * W, LAYOUT)
     size = size_of(C, P, H, W, PLANES, R, FORM)
     n, tile = sample_and_tile(N, tl.cdiv(P, TILES.SPATIAL_P), BACKWARDS)
@@ -68,9 +74,10 @@ def spatial_pool_kernel(
 def spatial_logit_kernel(
     parameters, saved, scratch,  # the convolution's and the norm's; z; maps, s
     N, C, H, W, PLANES, R,
-    TILES: tl.constexpr, FORM: tl.constexpr,
+    TILES: tl.constexpr, FORM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """The convolution alone, and the gate made from it; a program owns APPLY_P pixels of one sample."""
+    follow(CHAINED)
     size = size_of(C, H * W, H, W, PLANES, R, FORM)
     n, tile = sample_and_tile(N, tl.cdiv(size.P, TILES.APPLY_P), False)
     p = tile * TILES.APPLY_P + tl.arange(0, TILES.APPLY_P)
@@ -88,12 +95,14 @@ def apply_gates_kernel(
     x_stride_n, x_stride_c, x_stride_p, y_stride_n, y_stride_c, y_stride_p,
     N, C, H, W, PLANES, R,
     RELU: tl.constexpr, BACKWARDS: tl.constexpr, TILES: tl.constexpr, LAYOUT: tl.constexpr, FORM: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """y = act(x g s + residual); a program owns APPLY_SPLIT channels of APPLY_P pixels.
 
     The gate s is made from the maps, and saved.z is then a place for the logits, or without a norm for the gate.
     Without maps s is given, or made from the given logits saved.z.
     """
+    follow(CHAINED)
     C, P = known_sizes(C, H * W, LAYOUT)
     size = size_of(C, P, H, W, PLANES, R, FORM)
     pixel_tiles = tl.cdiv(P, TILES.APPLY_P)

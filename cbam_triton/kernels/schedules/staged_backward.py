@@ -10,6 +10,7 @@ from ..stages.input_gradient import input_gradient_tile
 from ..stages.logit_gradient import logit_gradient_tile
 from ..stages.map_gradient import map_gradient_tile
 from ..stages.mlp_gradient import mlp_gradient_tile
+from ..stages.signals import follow
 from .specialisation import UNSPECIALISED
 from .work_items import sample_and_tile
 
@@ -22,8 +23,10 @@ def logit_gradient_kernel(
     x_stride_n, x_stride_c, x_stride_p, dy_stride_n, dy_stride_c, dy_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
     N, C, H, W, PLANES, R,
     BACKWARDS: tl.constexpr, TILES: tl.constexpr, LAYOUT: tl.constexpr, FORM: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the normed logits; a program owns SPATIAL_P pixels of one sample."""
+    follow(CHAINED)
     C, P = known_sizes(C, H * W, LAYOUT)
     size = size_of(C, P, H, W, PLANES, R, FORM)
     n, tile = sample_and_tile(N, tl.cdiv(P, TILES.SPATIAL_P), BACKWARDS)
@@ -42,9 +45,10 @@ def map_gradient_kernel(
     parameters, saved,  # the convolution's and the norm's; maps, z
     scratch,  # dz, s (not written without a norm), dmaps, share (or None)
     N, C, H, W, PLANES, R,
-    GIVEN: tl.constexpr, TILES: tl.constexpr, FORM: tl.constexpr,
+    GIVEN: tl.constexpr, TILES: tl.constexpr, FORM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Back through the convolution; a program owns MAP_P pixels, or a row of taps over MAP_SPLIT of them."""
+    follow(CHAINED)
     size = size_of(C, H * W, H, W, PLANES, R, FORM)
     tap_chunks = tl.cdiv(size.P, TILES.MAP_SPLIT) if scratch.share is not None else 0
     n, tile = sample_and_tile(N, tl.cdiv(size.P, TILES.MAP_P) + tap_chunks * FORM.TAP_ROWS, False)
@@ -59,8 +63,10 @@ def channel_gradient_kernel(
     x_stride_n, x_stride_c, x_stride_p, d_stride_n, d_stride_c, d_stride_p,
     N, C, H, W, PLANES, R, BLOCKS,
     BACKWARDS: tl.constexpr, TILES: tl.constexpr, LAYOUT: tl.constexpr, FORM: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the channel gate; a program owns POOL_C channels of a chunk of pixels."""
+    follow(CHAINED)
     C, P = known_sizes(C, H * W, LAYOUT)
     size = size_of(C, P, H, W, PLANES, R, FORM)
     blocks, chunks, _ = pool_grid(C, P, TILES.POOL_C, TILES.POOL_P, TILES.POOL_SPLIT)
@@ -76,9 +82,10 @@ def channel_gradient_kernel(
 def mlp_gradient_kernel(
     dh_ptr, parameters, saved, scratch,  # N BLOCKS R; fc1_weight; preactivation, descriptors; hidden, ddescriptors
     N, C, H, W, PLANES, R, BLOCKS,
-    TILES: tl.constexpr, FORM: tl.constexpr,
+    TILES: tl.constexpr, FORM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the descriptors; a program owns MLP_C channels of one sample."""
+    follow(CHAINED)
     size = size_of(C, H * W, H, W, PLANES, R, FORM)
     n, tile = sample_and_tile(N, tl.cdiv(C, TILES.MLP_C), False)
     mlp_gradient_tile(
@@ -94,8 +101,10 @@ def input_gradient_kernel(
     x_stride_n, x_stride_c, x_stride_p, d_stride_n, d_stride_c, d_stride_p, dx_stride_n, dx_stride_c, dx_stride_p,
     N, C, H, W, PLANES, R,
     BACKWARDS: tl.constexpr, TILES: tl.constexpr, LAYOUT: tl.constexpr, FORM: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """dx; a program owns APPLY_SPLIT channels of APPLY_P pixels of one sample."""
+    follow(CHAINED)
     C, P = known_sizes(C, H * W, LAYOUT)
     size = size_of(C, P, H, W, PLANES, R, FORM)
     pixel_tiles = tl.cdiv(P, TILES.APPLY_P)

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from ..stages.reductions import rounded_product
+from ..stages.signals import follow
 from .specialisation import UNSPECIALISED
 
 
@@ -13,11 +14,13 @@ def weight_gradients_kernel(
     gradients,  # fc1_weight, fc1_bias, fc2_weight, fc2_bias, conv_weight, conv_bias: as the parameters, each or None
     N, C, R, SHARES,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, FORM: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):  # fmt: skip
     """dW1 = dq' h, db1 = 2 sum dq, dW0 = sum dz' pool, db0 = sum dz over descriptors and samples, (dw, db) over shares.
 
     A program owns BLOCK_C x BLOCK_R weights of both layers; those that come after own BLOCK_C taps of the convolution.
     """
+    follow(CHAINED)
     MLP: tl.constexpr = (
         gradients.fc1_weight is not None or gradients.fc1_bias is not None
         or gradients.fc2_weight is not None or gradients.fc2_bias is not None

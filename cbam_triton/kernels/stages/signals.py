@@ -2,6 +2,19 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def follow(CHAINED: tl.constexpr):
+    """Let the next launch begin, and wait for the one before: all that it stored is seen from here on.
+
+    Comes first in every kernel of a chain. The launch that follows gets places on the SMs as soon as all programs of
+    this one have theirs, and waits there: neither the launch itself nor the last programs leave the GPU idle.
+    """
+    if CHAINED:
+        gdc_launch_dependents()
+        gdc_wait()
 
 
 @triton.jit
