@@ -12,7 +12,7 @@ _MOST_ELEMENTS = 1 << 20  # of a tile, in Triton
 _OWN = ("schedule", "lag", "registers")
 # What a program loads or keeps at once.
 _TILES = (("POOL_C", "POOL_P"), ("SPATIAL_C", "SPATIAL_P"), ("APPLY_C", "APPLY_P"))
-_ANY_INTEGER = ("POOL_SPLIT", "APPLY_SPLIT", "POOL_DEPTH", "programs_per_sm")
+_ANY_INTEGER = ("POOL_SPLIT", "APPLY_SPLIT", "MLP_SPLIT", "POOL_DEPTH", "programs_per_sm")
 
 
 class Candidate(NamedTuple):
@@ -96,8 +96,9 @@ class Candidate(NamedTuple):
         for part, whole in (("POOL_KEEP", "POOL_P"), ("SPATIAL_KEEP", "SPATIAL_C")):
             if sizes[part] > sizes[whole]:
                 return f"{part} must be at most {whole}, got {sizes[part]} and {sizes[whole]}"
-        if sizes["APPLY_SPLIT"] % sizes["APPLY_C"]:
-            return f"APPLY_SPLIT must be a multiple of APPLY_C, got {sizes['APPLY_SPLIT']} and {sizes['APPLY_C']}"
+        for whole, part in (("APPLY_SPLIT", "APPLY_C"), ("MLP_SPLIT", "MLP_C")):
+            if sizes[whole] % sizes[part]:
+                return f"{whole} must be a multiple of {part}, got {sizes[whole]} and {sizes[part]}"
         return None
 
 

@@ -21,7 +21,7 @@ def pool_tiles(problem: Problem, sizes: Sizes) -> int:
 
 def mlp_tiles(problem: Problem, sizes: Sizes) -> int:
     """Programs a sample in the channel MLP of the staged schedule."""
-    return _divide(problem.C, sizes["MLP_C"])
+    return _divide(problem.C, sizes["MLP_SPLIT"])
 
 
 def spatial_tiles(problem: Problem, sizes: Sizes) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from .choice import choose
 from .hardware import DeviceFacts
 from .layout import PixelStrides, access_width, needs_wide_offsets, output_like, pixel_strides, pixel_strides_as
 from .problem import Problem
+
+_MULTIPLE = 16  # elements: as far as wider accesses come from it
 
 
 class MapSizes(NamedTuple):
@@ -88,7 +91,7 @@ def plan(
     N, C, H, W = shape
     maps = _map_sizes(H, W, planes, K, dims)
     vec = access_width(C, H * W, dtype.itemsize, address, x_strides, y_strides)
-    form = _form(options, R, K, dims, dtype, norm_eps)
+    form = _form(options, C, R, K, dims, dtype, norm_eps)
     problem = Problem(
         N, C, H * W, R, K, dtype.itemsize, vec, x_strides.channels_last, backward, dims,
         options.arrangement == "spatial_first", form.SLOTS,
@@ -143,7 +146,7 @@ def _map_sizes(H: int, W: int, planes: int, K: int, dims: int) -> MapSizes:
     return MapSizes(plane, zeros, padded, lead, gradient_size.fn(padded, zeros, lead))
 
 
-def _form(variant: Variant, R: int, K: int, dims: int, dtype: torch.dtype, norm_eps: float) -> Form:
+def _form(variant: Variant, C: int, R: int, K: int, dims: int, dtype: torch.dtype, norm_eps: float) -> Form:
     """What the layer computes."""
     pools = pool_bits(variant)
     maps, rows, block_k = maps_of(variant), K ** (dims - 1), triton.next_power_of_2(max(1, K))
@@ -155,6 +158,8 @@ def _form(variant: Variant, R: int, K: int, dims: int, dtype: torch.dtype, norm_
         MAPS=maps,
         ARRANGEMENT=variant.arrangement,
         HARD=variant.gate == "hard_sigmoid",
+        C_MULTIPLE=math.gcd(C, _MULTIPLE),
+        R_MULTIPLE=math.gcd(R, _MULTIPLE),
         K=K,
         DIMS=dims,
         TAP_ROWS=rows,

@@ -26,10 +26,11 @@ _FACTORS: dict[str, tuple[float, ...]] = {
     "APPLY_P": (0.5, 2),
     "APPLY_SPLIT": (0.5, 2, 4),
     "MLP_C": (0.5, 2),
+    "MLP_SPLIT": (0.5, 2),
     "num_warps": (0.5, 2),
 }
 _VALUES: dict[str, tuple[int, ...]] = {"POOL_DEPTH": (1, 2, 3), "registers": (0, 128, 168), "lag": (1, 2, 4, 8)}
-_SPLITS = (("POOL_SPLIT", "POOL_P"), ("APPLY_SPLIT", "APPLY_C"))  # the second divides the first
+_SPLITS = (("POOL_SPLIT", "POOL_P"), ("APPLY_SPLIT", "APPLY_C"), ("MLP_SPLIT", "MLP_C"))  # the second divides the first
 
 
 def candidates(problem: Problem, device: DeviceFacts, level: str = "tiles") -> Iterator[Candidate]:

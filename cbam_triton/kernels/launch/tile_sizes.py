@@ -30,6 +30,7 @@ class Config(NamedTuple):
     POOL_DEPTH: int  # tiles of x under way in a program
     MLP_T: int
     MLP_C: int
+    MLP_SPLIT: int
     SPATIAL_C: int
     SPATIAL_P: int
     SPATIAL_KEEP: int
@@ -146,7 +147,7 @@ _TABLES: dict[tuple[str, bool, bool], tuple[_Shape, ...]] = {
 
 _WARPS = 4  # of a program of the staged schedule
 _STAGE_TILE = 1 << 15  # elements that a program of any stage but the channel pool reads at most
-_MLP_WEIGHTS = 1 << 14  # of the MLP's second layer that a program holds at most
+_MLP_WEIGHTS = 32  # of a layer of the MLP that a thread holds, as many again on their way
 
 
 def configs(schedule: str, problem: Problem) -> tuple[Config, ...]:
@@ -190,7 +191,7 @@ def _measured(row: _Measured, C: int, P: int, R: int, itemsize: int, vec: int, c
         POOL_P=pool_p,
         POOL_SPLIT=max(pool_p, pool_split),
         POOL_KEEP=_kept(pool_p, pool_c, threads, vec, unit_stride=not channels_last),
-        POOL_R=min(R, max(1, 16 * threads // max(pool_c, 64))),
+        POOL_R=min(R, max(1, _MLP_WEIGHTS * threads // max(pool_c, 64))),
         POOL_DEPTH=row.pool_depth,
         **_mlp(C, R, pool_c, threads),
         SPATIAL_C=spatial_c,
@@ -226,7 +227,7 @@ def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channe
         POOL_P=pool_p,
         POOL_SPLIT=max(pool_p, row.pool_tile // pool_c),
         POOL_KEEP=_kept(pool_p, pool_c, threads, vec, unit_stride=not channels_last),
-        POOL_R=min(R, max(1, 16 * threads // max(pool_c, 64))),
+        POOL_R=min(R, max(1, _MLP_WEIGHTS * threads // max(pool_c, 64))),
         POOL_DEPTH=1,
         **_mlp(C, R, pool_c, threads),
         SPATIAL_C=spatial_c,
@@ -242,9 +243,14 @@ def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channe
 
 
 def _mlp(C: int, R: int, pool_c: int, threads: int) -> dict[str, int]:
-    """Channels whose weights a program holds at once, and blocks of the pool whose shares it adds at once."""
-    channels = min(C, max(64, min(128, C // 8)), max(1, _MLP_WEIGHTS // R), max(1, 128 * threads // R))
-    return {"MLP_C": channels, "MLP_T": max(1, min(16 * threads // R, power_above(-(-C // pool_c))))}
+    """Channels that a program owns and whose weights it holds at once, and blocks of the pool that it adds at once."""
+    split = min(C, max(64, min(256, C // 8)))
+    channels = min(split, max(1, _MLP_WEIGHTS * threads // R))
+    return {
+        "MLP_C": channels,
+        "MLP_SPLIT": split,
+        "MLP_T": max(1, min(16 * threads // R, power_above(-(-C // pool_c)))),
+    }
 
 
 def _kept(reduced: int, other: int, threads: int, vec: int, unit_stride: bool) -> int:

@@ -42,13 +42,13 @@ def channel_mlp_kernel(
     N, C, H, W, PLANES, R, BLOCKS,
     TILES: tl.constexpr, FORM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Channel gate; a program owns MLP_C channels of one sample."""
+    """Channel gate; a program owns MLP_SPLIT channels of one sample."""
     follow(CHAINED)
     size = size_of(C, H * W, H, W, PLANES, R, FORM)
-    n, tile = sample_and_tile(N, tl.cdiv(C, TILES.MLP_C), False)
+    n, tile = sample_and_tile(N, tl.cdiv(C, TILES.MLP_SPLIT), False)
     channel_mlp_tile(
         hidden_ptr + n * (BLOCKS * FORM.SLOTS * R), parameters, scratch.gate, saved,
-        n, tile * TILES.MLP_C, BLOCKS, size, TILES, FORM,
+        n, tile * TILES.MLP_SPLIT, (tile + 1) * TILES.MLP_SPLIT, BLOCKS, size, TILES, FORM,
     )  # fmt: skip
 
 

@@ -84,13 +84,13 @@ def mlp_gradient_kernel(
     N, C, H, W, PLANES, R, BLOCKS,
     TILES: tl.constexpr, FORM: tl.constexpr, CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the descriptors; a program owns MLP_C channels of one sample."""
+    """Gradients of the descriptors; a program owns MLP_SPLIT channels of one sample."""
     follow(CHAINED)
     size = size_of(C, H * W, H, W, PLANES, R, FORM)
-    n, tile = sample_and_tile(N, tl.cdiv(C, TILES.MLP_C), False)
+    n, tile = sample_and_tile(N, tl.cdiv(C, TILES.MLP_SPLIT), False)
     mlp_gradient_tile(
         dh_ptr + n * (BLOCKS * R), parameters.fc1_weight, saved, scratch,
-        n, tile * TILES.MLP_C, BLOCKS, size, TILES, FORM,
+        n, tile * TILES.MLP_SPLIT, (tile + 1) * TILES.MLP_SPLIT, BLOCKS, size, TILES, FORM,
     )  # fmt: skip
 
 

@@ -97,8 +97,7 @@ def _channel_stage(x, parameters, saved, scratch, hidden_ptr, done, n, tile, siz
     if pooled:
         blocks = tl.cdiv(size.C, TILES.POOL_C)
         if publish(done.pool) == blocks - 1:
-            for c0 in range(0, size.C, TILES.MLP_C):
-                channel_mlp_tile(hidden_ptr, parameters, scratch.gate, saved, n, c0, blocks, size, TILES, FORM)
+            channel_mlp_tile(hidden_ptr, parameters, scratch.gate, saved, n, 0, size.C, blocks, size, TILES, FORM)
             publish(done.gate)
 
 

@@ -123,11 +123,10 @@ def _channel_stage(x, d, parameters, saved, scratch, dh_ptr, done, n, tile, size
         if publish(done.channel) == blocks - 1:
             ONE_LAYER: tl.constexpr = parameters.fc2_weight is None
             shares_ptr = scratch.dq + n * size.C if ONE_LAYER else dh_ptr
-            for c0 in range(0, size.C, TILES.MLP_C):
-                mlp_gradient_tile(
-                    shares_ptr, parameters.fc1_weight, saved, scratch,
-                    n, c0, 1 if ONE_LAYER else blocks, size, TILES, FORM,
-                )  # fmt: skip
+            mlp_gradient_tile(
+                shares_ptr, parameters.fc1_weight, saved, scratch,
+                n, 0, size.C, 1 if ONE_LAYER else blocks, size, TILES, FORM,
+            )  # fmt: skip
             publish(done.descriptors)
 
 

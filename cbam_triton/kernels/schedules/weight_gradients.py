@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from ..stages.addressing import known_multiple
 from ..stages.reductions import rounded_product
 from ..stages.signals import follow
 from .specialisation import UNSPECIALISED
@@ -26,6 +27,8 @@ def weight_gradients_kernel(
         or gradients.fc2_weight is not None or gradients.fc2_bias is not None
     )  # fmt: skip
     CONV: tl.constexpr = gradients.conv_weight is not None or gradients.conv_bias is not None
+    C = known_multiple(C, FORM.C_MULTIPLE)
+    R = known_multiple(R, FORM.R_MULTIPLE)
     program = tl.program_id(0)
     c_blocks = tl.cdiv(C, BLOCK_C) if MLP else 0
     taps_begin = c_blocks * tl.cdiv(R, BLOCK_R) if MLP else 0

@@ -24,7 +24,9 @@ def known_sizes(C, P, LAYOUT):
 
 @triton.jit
 def size_of(C, P, H, W, PLANES, R, FORM):
-    """The sizes of a sample of P = H W pixels, in PLANES planes."""
+    """The sizes of a sample of P = H W pixels, in PLANES planes; C and R are known to be multiples of their own."""
+    C = known_multiple(C, FORM.C_MULTIPLE)
+    R = known_multiple(R, FORM.R_MULTIPLE)
     plane = plane_of(H, W, PLANES, FORM.DIMS)
     zeros = zeros_around(W, FORM.K, FORM.DIMS)
     return Size(C, P, W, R, plane, zeros, padded_size(P, plane, zeros, FORM.DIMS), gradient_lead(zeros))

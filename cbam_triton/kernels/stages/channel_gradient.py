@@ -27,6 +27,8 @@ def channel_gradient_tile(
     block = tile // chunks
     lane = tl.arange(0, TILES.POOL_C)
     c = block * TILES.POOL_C + lane
+    if fc2_weight_ptr is not None:
+        weight = _second_layer(fc2_weight_ptr, c, 0, size, TILES)  # arrives while x is read
     total = _summed_pixels(x, d, saved, scratch, n, c, tile % chunks * chunk, chunk, size, TILES, LAYOUT, FORM)
     finished = True
     if chunks > 1:
@@ -46,11 +48,19 @@ def channel_gradient_tile(
             dh_ptr += block * size.R
             for r0 in range(0, size.R, TILES.POOL_R):
                 r = r0 + tl.arange(0, TILES.POOL_R)
-                inside = inside_c[:, None] & (r < size.R)[None, :]
-                weight_ptrs = fc2_weight_ptr + (c[:, None] * size.R + r[None, :])
-                weight = tl.load(weight_ptrs, mask=inside, other=0.0).to(FORM.ACC)
-                tl.store(dh_ptr + r, tl.sum(rounded_product(weight, dq[:, None]), 0), mask=r < size.R)
+                following = _second_layer(fc2_weight_ptr, c, r0 + TILES.POOL_R, size, TILES)
+                share = tl.sum(rounded_product(weight.to(FORM.ACC), dq[:, None]), 0)
+                tl.store(dh_ptr + r, share, mask=r < size.R)
+                weight = following
     return finished
+
+
+@triton.jit
+def _second_layer(fc2_weight_ptr, c, r_begin, size, TILES):
+    """The weights of channels c for POOL_R hidden units; 0 outside."""
+    r = r_begin + tl.arange(0, TILES.POOL_R)
+    inside = (c < size.C)[:, None] & (r < size.R)[None, :]
+    return tl.load(fc2_weight_ptr + (c[:, None] * size.R + r[None, :]), mask=inside, other=0.0)
 
 
 @triton.jit

@@ -12,38 +12,46 @@ from .reductions import rounded_product
 def channel_mlp_tile(
     hidden_ptr,  # one sample: BLOCKS SLOTS R
     parameters, gate_ptr, saved,  # fc1_bias, fc2_weight, fc2_bias; N C; preactivation
-    n, c_begin, BLOCKS, size, TILES, FORM,
+    n, c_begin, c_end, BLOCKS, size, TILES, FORM,
 ):  # fmt: skip
-    """g[c] = gate(W1 (relu(za) + relu(zm)) + 2 b1) for MLP_C channels c from c_begin on.
+    """g[c] = gate(W1 (relu(za) + relu(zm)) + 2 b1) for the channels c from c_begin to c_end, MLP_C at a time.
 
-    One program owns these channels of one sample. It loads their weights first: they arrive while the hidden vector is
-    made. The partial sums are added in a fixed order; for a backward to come za and zm are saved as `preactivation`.
-    Each descriptor has its z, and b1 counts as often. With HALF there is one z, of the half of both pools' sum. With
-    one layer g = gate(za + zm).
+    One program owns these channels of one sample. The weights of the first are loaded first: they arrive while the
+    hidden vector is made, and those of the next while these are used. The partial sums are added in a fixed order; for
+    a backward to come za and zm are saved as `preactivation`. Each descriptor has its z, and b1 counts as often. With
+    HALF there is one z, of the half of both pools' sum. With one layer g = gate(za + zm).
     """
     LAYERS: tl.constexpr = 1 if parameters.fc2_weight is None else 2
     R = size.R
     r = tl.arange(0, FORM.BLOCK_R)
-    c = c_begin + tl.arange(0, TILES.MLP_C)
-    inside_c = c < size.C
+    c_end = tl.minimum(c_end, size.C)
     if LAYERS == 2:
-        weight_ptrs = parameters.fc2_weight + (c[:, None] * R + r[None, :])
-        weight = tl.load(weight_ptrs, mask=inside_c[:, None] & (r < R)[None, :], other=0.0)
-        if parameters.fc2_bias is not None:
-            bias = tl.load(parameters.fc2_bias + c, mask=inside_c, other=0.0)
+        weight = _second_layer(parameters, c_begin, c_end, R, TILES, FORM)
     keep = c_begin == 0
     h = tl.zeros([FORM.BLOCK_R], FORM.ACC)
     for SLOT in tl.static_range(0, FORM.SLOTS, 2):
         h += _hidden_vector(hidden_ptr, parameters, saved, SLOT, n, keep, BLOCKS, R, TILES, FORM)
     gate_ptr += n * size.C
     if LAYERS == 2:
-        q = tl.sum(rounded_product(weight.to(FORM.ACC), h[None, :]), 1)
-        if parameters.fc2_bias is not None:
-            q += FORM.BIASES * bias.to(FORM.ACC)
-        tl.store(gate_ptr + c, gate_of(q, FORM.HARD), mask=inside_c)
+        for c0 in range(c_begin, c_end, TILES.MLP_C):
+            following = _second_layer(parameters, c0 + TILES.MLP_C, c_end, R, TILES, FORM)
+            c = c0 + tl.arange(0, TILES.MLP_C)
+            q = tl.sum(rounded_product(weight.to(FORM.ACC), h[None, :]), 1)
+            if parameters.fc2_bias is not None:
+                q += FORM.BIASES * tl.load(parameters.fc2_bias + c, mask=c < c_end, other=0.0).to(FORM.ACC)
+            tl.store(gate_ptr + c, gate_of(q, FORM.HARD), mask=c < c_end)
+            weight = following
     else:
-        mine = (r >= c_begin) & (r < c_begin + TILES.MLP_C) & (r < size.C)
-        tl.store(gate_ptr + r, gate_of(h, FORM.HARD), mask=mine)
+        tl.store(gate_ptr + r, gate_of(h, FORM.HARD), mask=(r >= c_begin) & (r < c_end))
+
+
+@triton.jit
+def _second_layer(parameters, c_begin, c_end, R, TILES, FORM):
+    """The weights of MLP_C channels; 0 from c_end on."""
+    r = tl.arange(0, FORM.BLOCK_R)
+    c = c_begin + tl.arange(0, TILES.MLP_C)
+    inside = (c < c_end)[:, None] & (r < R)[None, :]
+    return tl.load(parameters.fc2_weight + (c[:, None] * R + r[None, :]), mask=inside, other=0.0)
 
 
 @triton.jit

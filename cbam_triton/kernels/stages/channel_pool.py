@@ -43,6 +43,7 @@ def channel_pool_tile(
     if s_ptr is not None:
         s_ptr += n * size.P
     c = block * TILES.POOL_C + tl.arange(0, TILES.POOL_C)
+    weight = _first_layer(fc1_weight_ptr, 0, c, size, TILES)  # arrives while x is read
     pools = _pooled_chunk(x, s_ptr, c, tile % chunks * chunk, chunk, size, TRACK, TILES, LAYOUT, FORM)
     finished = True
     if chunks > 1:
@@ -58,7 +59,7 @@ def channel_pool_tile(
             argmax_ptrs = saved.channel_argmax + n * size.C + c
             tl.store(argmax_ptrs, first.to(saved.channel_argmax.dtype.element_ty), mask=c < size.C)
         hidden_ptr += block * (FORM.SLOTS * size.R)
-        _hidden_share(pools, saved.descriptors, fc1_weight_ptr, hidden_ptr, n, c, size, TILES, FORM)
+        _hidden_share(pools, saved.descriptors, weight, fc1_weight_ptr, hidden_ptr, n, c, size, TILES, FORM)
     return finished
 
 
@@ -89,8 +90,19 @@ def _pooled_chunk(x, s_ptr, c, p_begin, chunk, size, TRACK: tl.constexpr, TILES,
 
 
 @triton.jit
-def _hidden_share(pools, descriptors_ptr, fc1_weight_ptr, hidden_ptr, n, c, size, TILES, FORM):
-    """The descriptors of channels c, saved where there is a place, and their share of the hidden layer."""
+def _first_layer(fc1_weight_ptr, r_begin, c, size, TILES):
+    """The weights of POOL_R hidden units for channels c; 0 outside."""
+    r = r_begin + tl.arange(0, TILES.POOL_R)
+    inside = (r < size.R)[:, None] & (c < size.C)[None, :]
+    return tl.load(fc1_weight_ptr + (r[:, None] * size.C + c[None, :]), mask=inside, other=0.0)
+
+
+@triton.jit
+def _hidden_share(pools, descriptors_ptr, weight, fc1_weight_ptr, hidden_ptr, n, c, size, TILES, FORM):
+    """The descriptors of channels c, saved where there is a place, and their share of the hidden layer.
+
+    `weight` is that of the first POOL_R hidden units; the next is loaded while one is used.
+    """
     C, R = size.C, size.R
     inside_c = c < C
     descriptors = descriptors_of(pools, inside_c, size, FORM)
@@ -100,12 +112,13 @@ def _hidden_share(pools, descriptors_ptr, fc1_weight_ptr, hidden_ptr, n, c, size
                 tl.store(descriptors_ptr + n * (FORM.SLOTS * C) + SLOT * C + c, descriptors[SLOT], mask=inside_c)
     for r0 in range(0, R, TILES.POOL_R):
         r = r0 + tl.arange(0, TILES.POOL_R)
-        inside = (r < R)[:, None] & inside_c[None, :]
-        weight = tl.load(fc1_weight_ptr + (r[:, None] * C + c[None, :]), mask=inside, other=0.0).to(FORM.ACC)
+        following = _first_layer(fc1_weight_ptr, r0 + TILES.POOL_R, c, size, TILES)
+        values = weight.to(FORM.ACC)
         for SLOT in tl.static_range(FORM.SLOTS):
             if FORM.CHANNEL_POOLS >> SLOT & 1:
-                share = tl.sum(rounded_product(weight, descriptors[SLOT][None, :]), 1)
+                share = tl.sum(rounded_product(values, descriptors[SLOT][None, :]), 1)
                 tl.store(hidden_ptr + SLOT * R + r, share, mask=r < R)
+        weight = following
 
 
 @triton.jit

@@ -12,27 +12,47 @@ def mlp_gradient_tile(
     dh_ptr,  # one sample: BLOCKS R
     fc1_weight_ptr,  # R C
     saved, scratch,  # preactivation, descriptors; hidden, ddescriptors
-    n, c_begin, BLOCKS, size, TILES, FORM,
+    n, c_begin, c_end, BLOCKS, size, TILES, FORM,
 ):  # fmt: skip
     """ddescriptors = the gradients of the descriptors, as `through_pools` takes them; hidden = (dza, dzm, ..., h).
 
-    One program owns MLP_C channels of one sample, from c_begin on. The shares are added in a fixed order.
+    One program owns the channels of one sample from c_begin to c_end, MLP_C at a time; the weights of the next are
+    loaded while these are used. The shares are added in a fixed order.
     """
     C, R = size.C, size.R
     r = tl.arange(0, FORM.BLOCK_R)
     inside_r = r < R
-    c = c_begin + tl.arange(0, TILES.MLP_C)
-    inside_c = c < C
-    weight_ptrs = fc1_weight_ptr + (r[:, None] * C + c[None, :])
-    weight = tl.load(weight_ptrs, mask=inside_r[:, None] & inside_c[None, :], other=0.0)
+    c_end = tl.minimum(c_end, C)
+    weight = _first_layer(fc1_weight_ptr, c_begin, c_end, C, R, TILES, FORM)
     t = tl.arange(0, TILES.MLP_T)
     shares = tl.zeros([TILES.MLP_T, FORM.BLOCK_R], FORM.ACC)
     for t0 in range(0, BLOCKS, TILES.MLP_T):
         inside = (t0 + t < BLOCKS)[:, None] & inside_r[None, :]
         shares += tl.load(dh_ptr + ((t0 + t)[:, None] * R + r[None, :]), mask=inside, other=0.0)
     dh = tl.sum(shares, 0)
+    for c0 in range(c_begin, c_end, TILES.MLP_C):
+        following = _first_layer(fc1_weight_ptr, c0 + TILES.MLP_C, c_end, C, R, TILES, FORM)
+        _descriptor_gradients(weight.to(FORM.ACC), dh, saved, scratch, n, c0, c_end, size, TILES, FORM)
+        weight = following
+
+
+@triton.jit
+def _first_layer(fc1_weight_ptr, c_begin, c_end, C, R, TILES, FORM):
+    """The weights of MLP_C channels; 0 from c_end on."""
+    r = tl.arange(0, FORM.BLOCK_R)
+    c = c_begin + tl.arange(0, TILES.MLP_C)
+    inside = (r < R)[:, None] & (c < c_end)[None, :]
+    return tl.load(fc1_weight_ptr + (r[:, None] * C + c[None, :]), mask=inside, other=0.0)
+
+
+@triton.jit
+def _descriptor_gradients(weight, dh, saved, scratch, n, c_begin, c_end, size, TILES, FORM):
+    """The gradients of the descriptors of MLP_C channels, and with a sample's first ones of the hidden layer."""
+    C, R = size.C, size.R
+    r = tl.arange(0, FORM.BLOCK_R)
+    c = c_begin + tl.arange(0, TILES.MLP_C)
+    inside_c = c < c_end
     keep = c_begin == 0
-    weight = weight.to(FORM.ACC)
     h = tl.zeros([FORM.BLOCK_R], FORM.ACC)
     for SLOT in tl.static_range(0, FORM.SLOTS, 2):
         dza, dzm, active = _hidden_gradient(dh, saved, scratch.hidden, SLOT, n, keep, R, FORM)
@@ -45,7 +65,7 @@ def mlp_gradient_tile(
             d = tl.sum(rounded_product(weight, dzm[:, None]), 0)
             tl.store(ptrs + C, pixel_share(d, SLOT + 1, saved, n, c, inside_c, size, FORM), mask=inside_c)
     if keep:
-        tl.store(scratch.hidden + n * ((FORM.SLOTS + 1) * R) + FORM.SLOTS * R + r, h, mask=inside_r)
+        tl.store(scratch.hidden + n * ((FORM.SLOTS + 1) * R) + FORM.SLOTS * R + r, h, mask=r < R)
 
 
 @triton.jit

@@ -111,6 +111,8 @@ class Form(NamedTuple):
     MAPS: Any  # 2 for "mean+max", else 1
     ARRANGEMENT: Any  # "channel_first", "spatial_first", "parallel"
     HARD: Any  # whether a gate is a hard sigmoid
+    C_MULTIPLE: Any  # the largest power of two up to 16 that divides C
+    R_MULTIPLE: Any  # and R: weights are read so wide
     K: Any
     DIMS: Any  # axes of pixels
     TAP_ROWS: Any  # K^(DIMS-1)
@@ -136,6 +138,7 @@ class Tiles(NamedTuple):
     POOL_DEPTH: Any = None
     MLP_T: Any = None
     MLP_C: Any = None
+    MLP_SPLIT: Any = None
     SPATIAL_C: Any = None
     SPATIAL_P: Any = None
     SPATIAL_KEEP: Any = None
