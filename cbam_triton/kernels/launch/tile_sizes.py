@@ -85,7 +85,7 @@ _STAGED: dict[tuple[bool, bool], tuple[_Measured, ...]] = {
         _Measured(2048, (8, 128, 4096), 3, (64, 64), (128, 64, 256)),
         _Measured(512, (16, 64, 4096), 1, (128, 64), (64, 64, 256)),
         _Measured(128, (32, 64, 4096), 1, (256, 32), (128, 64, 512)),
-        _Measured(0, (32, 64, 4096), 1, (512, 8), (64, 32, 256)),
+        _Measured(0, (64, 64, 4096), 1, (512, 8), (64, 32, 256)),
     ),
     (False, True): (
         _Measured(2048, (32, 128, 1024), 1, (64, 64), (32, 128, 128)),
@@ -147,7 +147,8 @@ _TABLES: dict[tuple[str, bool, bool], tuple[_Shape, ...]] = {
 
 _WARPS = 4  # of a program of the staged schedule
 _STAGE_TILE = 1 << 15  # elements that a program of any stage but the channel pool reads at most
-_MLP_WEIGHTS = 32  # of a layer of the MLP that a thread holds, as many again on their way
+_MLP_WEIGHTS = 64  # of a layer of the MLP that a thread holds, as many again on their way
+_POOL_WEIGHTS = 32  # the same, beside a tile of x
 
 
 def configs(schedule: str, problem: Problem) -> tuple[Config, ...]:
@@ -191,7 +192,7 @@ def _measured(row: _Measured, C: int, P: int, R: int, itemsize: int, vec: int, c
         POOL_P=pool_p,
         POOL_SPLIT=max(pool_p, pool_split),
         POOL_KEEP=_kept(pool_p, pool_c, threads, vec, unit_stride=not channels_last),
-        POOL_R=min(R, max(1, _MLP_WEIGHTS * threads // max(pool_c, 64))),
+        POOL_R=min(R, max(1, _POOL_WEIGHTS * threads // max(pool_c, 64))),
         POOL_DEPTH=row.pool_depth,
         **_mlp(C, R, pool_c, threads),
         SPATIAL_C=spatial_c,
@@ -227,7 +228,7 @@ def _config(row: _Shape, C: int, P: int, R: int, itemsize: int, vec: int, channe
         POOL_P=pool_p,
         POOL_SPLIT=max(pool_p, row.pool_tile // pool_c),
         POOL_KEEP=_kept(pool_p, pool_c, threads, vec, unit_stride=not channels_last),
-        POOL_R=min(R, max(1, _MLP_WEIGHTS * threads // max(pool_c, 64))),
+        POOL_R=min(R, max(1, _POOL_WEIGHTS * threads // max(pool_c, 64))),
         POOL_DEPTH=1,
         **_mlp(C, R, pool_c, threads),
         SPATIAL_C=spatial_c,

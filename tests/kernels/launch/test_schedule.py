@@ -168,6 +168,7 @@ def powers(low, high):
 def rows(draw):
     """Any block sizes that the kernels can take."""
     pool_p, spatial_c, apply_c = draw(powers(2, 6)), draw(powers(1, 5)), draw(powers(1, 5))
+    mlp_c = draw(powers(1, 5))
     return Config(
         POOL_C=draw(powers(2, 5)),
         POOL_P=pool_p,
@@ -176,7 +177,8 @@ def rows(draw):
         POOL_R=draw(powers(0, 4)),
         POOL_DEPTH=draw(st.integers(1, 3)),
         MLP_T=draw(powers(0, 3)),
-        MLP_C=draw(powers(1, 5)),
+        MLP_C=mlp_c,
+        MLP_SPLIT=mlp_c * draw(st.integers(1, 3)),
         SPATIAL_C=spatial_c,
         SPATIAL_P=draw(powers(3, 6)),
         SPATIAL_KEEP=draw(st.sampled_from([1 << i for i in range(6) if 1 << i <= spatial_c])),
