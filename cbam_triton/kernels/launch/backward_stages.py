@@ -21,7 +21,9 @@ from .launcher import launch, launch_once
 from .tensors import Call, Gradients, Needed
 
 _WEIGHTS = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "conv_weight", "conv_bias")
-_TILE_N, _TILE_C, _TILE_R = 32, 32, 16  # of the kernel that adds the weights' gradients
+_TILE_N = 32  # samples at once, of the kernel that adds the weights' gradients
+_TILE, _LARGE_TILE = (32, 16), (64, 32)  # channels and hidden units of a program there
+_LARGE_LAYER = 1 << 17  # weights from which there are programs enough for the large one
 
 _MAP_TILES = {taps: functools.partial(grid.map_tiles, taps=taps) for taps in (True, False)}
 _BACKWARD_TILES = {
@@ -138,13 +140,14 @@ def weight_gradients(run: Backward, needed: Needed) -> Gradients:
     if not (mlp or conv):
         return found
     N, C = problem.N, problem.C
-    tiles = (-(-C // _TILE_C) * -(-problem.R // _TILE_R) if mlp else 0) + (
-        -(-(call.parameters.conv_weight.numel() + 1) // _TILE_C) if conv else 0  # pyright: ignore[reportOptionalMemberAccess]
+    tile_c, tile_r = _LARGE_TILE if C * problem.R >= _LARGE_LAYER else _TILE
+    tiles = (-(-C // tile_c) * -(-problem.R // tile_r) if mlp else 0) + (
+        -(-(call.parameters.conv_weight.numel() + 1) // tile_c) if conv else 0  # pyright: ignore[reportOptionalMemberAccess]
     )
     shares = N * grid.tap_chunks(problem) if conv else 0
     launch_once(
         call, weight_gradients_kernel, tiles,
         call.saved, run.scratch, found, N, C, problem.R, shares,
-        BLOCK_N=max(16, min(_TILE_N, 1 << (N - 1).bit_length())), BLOCK_C=_TILE_C, BLOCK_R=_TILE_R,
+        BLOCK_N=max(16, min(_TILE_N, 1 << (N - 1).bit_length())), BLOCK_C=tile_c, BLOCK_R=tile_r,
     )  # fmt: skip
     return found
