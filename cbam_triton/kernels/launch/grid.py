@@ -4,7 +4,7 @@ from ..stages.channel_pool import pool_grid
 from .problem import Problem
 from .tile_sizes import Config, Sizes
 
-TAP_SPLIT = 1 << 12  # pixels over which a program correlates a row of taps, in whole MAP_P
+TAP_SPLIT = 1 << 11  # pixels over which a program correlates a row of taps, in whole MAP_P
 
 
 def pool_blocks(problem: Problem, row: Config) -> tuple[int, int]:

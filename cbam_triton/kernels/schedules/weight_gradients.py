@@ -41,11 +41,11 @@ def weight_gradients_kernel(
     if CONV:
         if program >= taps_begin:
             tap = (program - taps_begin) * BLOCK_C + tl.arange(0, BLOCK_C)
-            _conv_weights(scratch.share, gradients, tap, SHARES, BLOCK_N, FORM)
+            _conv_weights(scratch.share, gradients, tap, SHARES, 4 * BLOCK_N, FORM)
 
 
 @triton.jit
-def _conv_weights(share_ptr, gradients, tap, SHARES, BLOCK_N: tl.constexpr, FORM):
+def _conv_weights(share_ptr, gradients, tap, SHARES, BLOCK: tl.constexpr, FORM):
     """The gradients of some taps; that past the last is the bias's."""
     ROW: tl.constexpr = FORM.TAP_ROWS * FORM.K
     TAPS: tl.constexpr = FORM.MAPS * ROW
@@ -55,8 +55,8 @@ def _conv_weights(share_ptr, gradients, tap, SHARES, BLOCK_N: tl.constexpr, FORM
     place = row * (FORM.MAPS * FORM.BLOCK_K) + second * FORM.BLOCK_K + column
     place = tl.where(tap < TAPS, place, FORM.MAPS * FORM.TAP_ROWS * FORM.BLOCK_K)
     total = tl.zeros([tap.shape[0]], FORM.ACC)
-    for i0 in range(0, SHARES, BLOCK_N):
-        i = i0 + tl.arange(0, BLOCK_N)
+    for i0 in range(0, SHARES, BLOCK):
+        i = i0 + tl.arange(0, BLOCK)
         inside = (i < SHARES)[:, None] & (tap <= TAPS)[None, :]
         ptrs = share_ptr + (i[:, None].to(tl.int64) * FORM.SHARE + place[None, :])
         total += tl.sum(tl.load(ptrs, mask=inside, other=0.0), 0)
