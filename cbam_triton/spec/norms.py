@@ -103,6 +103,6 @@ def update_statistics(norm: _BatchNorm, mean: Tensor, var: Tensor, count: int | 
             momentum = 0.0
         for running, found in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
             wide = running.to(found.dtype)  # itself, but for buffers of half precision, which are rounded once
-            wide.mul_(1 - momentum).add_(found * momentum)
+            wide.lerp_(found, momentum)
             if wide is not running:
                 running.copy_(wide)

@@ -8,6 +8,7 @@ from ..stages.packs import GradientScratch, Saved
 from . import grid
 from .backward_stages import Backward, channel_gradient, logit_gradient, staged, wavefront, weight_gradients
 from .layout import even_strides, merged, needs_wide_offsets, output_like
+from .norm_gradient import norm_gradient
 from .plan import Plan
 from .statistics import over_batch
 from .tensors import PARAMETERS, Call, Gradients, Needed, Weights, accumulator, plan_of, spatial_gate
@@ -33,8 +34,7 @@ def backward(
     """
     if x.numel() == 0:
         if group is not None:
-            nothing = x.new_zeros(1, dtype=accumulator(x.dtype))
-            over_batch((nothing, nothing), 0, group)
+            over_batch(x.new_zeros(2, dtype=accumulator(x.dtype)), 0, group)
         return _zeros(x, dy, weights, needed)
     spatial_first = decoded(weights.variant).arrangement == "spatial_first"
     if y is not None and (weights.conv_weight is None or spatial_first):  # then the first stage does not make dr
@@ -44,7 +44,7 @@ def backward(
     wide = needs_wide_offsets(x.shape[1], x.shape[2] * x.shape[3], *strides[1:])
     plan = plan_of(x, weights, schedule, True, 0 if y is None else y.data_ptr(), wide)
     run = _prepared(Call(x, y, weights.parameters, plan, saved=saved), weights, dy, strides, needed)
-    dnorm: dict[str, Tensor] = {}
+    dnorm = Gradients()
     in_one = plan.schedule == "wavefront" and needed.x
     begun = False
     if plan.problem.K and (batch_norm or not in_one):
@@ -56,18 +56,18 @@ def backward(
                 channel_gradient(run)
             logit_gradient(run)
         if batch_norm or needed.norm:
-            dnorm = _norm_gradient(run, batch_norm, group)
+            dnorm = norm_gradient(run, needed, batch_norm, group)
     if in_one:
         wavefront(run, begun, logits=not batch_norm)
         if plan.problem.K and not batch_norm and needed.norm:
-            dnorm = _norm_gradient(run, False, None)
+            dnorm = norm_gradient(run, needed, False, None)
     else:
         staged(run, needed, batch_norm, begun)
     residual = None
     if needed.residual:
         residual = run.dr if run.dr is not None else dy
-    norm = {name: total.to(getattr(weights, name).dtype) for name, total in dnorm.items() if getattr(needed, name)}
-    return weight_gradients(run, needed)._replace(x=run.dx, residual=residual, **norm)
+    of_norm = {"norm_weight": dnorm.norm_weight, "norm_bias": dnorm.norm_bias}
+    return weight_gradients(run, needed)._replace(x=run.dx, residual=residual, **of_norm)
 
 
 def _zeros(x: Tensor, dy: Tensor, weights: Weights, needed: Needed) -> Gradients:
@@ -121,31 +121,3 @@ def _aligned(dy: Tensor, strides: tuple[int, int, int], plan: Plan) -> bool:
     unit, other = (strides[1], strides[2]) if plan.problem.channels_last else (strides[2], strides[1])
     at_once = dy.data_ptr() % (vec * dy.element_size()) == 0
     return unit == 1 and other % vec == 0 and (strides[0] % vec == 0 or dy.shape[0] == 1) and at_once
-
-
-def _norm_gradient(run: Backward, batch_norm: bool, group: str | None) -> dict[str, Tensor]:
-    """Gradients of the norm's weight and bias; with `batch_norm` dz becomes the gradient of what is normed."""
-    norm, z, dz = run.call.parameters, run.call.saved.z, run.scratch.dz
-    assert z is not None
-    assert dz is not None
-    assert norm.norm_mean is not None
-    assert norm.norm_var is not None
-    dz = _without_zeros(run.call, dz)
-    z = z.view(dz.shape)
-    slope = torch.rsqrt(norm.norm_var.to(z.dtype) + run.call.plan.form.NORM_EPS)
-    normal = (z - norm.norm_mean.to(z.dtype)) * slope
-    dweight = (dz * normal).sum().view(1)
-    dbias = dz.sum().view(1)
-    if batch_norm:
-        if norm.norm_weight is not None:
-            slope = slope * norm.norm_weight.to(z.dtype)
-        of_dz, of_product = over_batch((dbias, dweight), z.numel(), group)
-        dz.sub_(of_dz + normal * of_product).mul_(slope)
-    return {"norm_weight": dweight, "norm_bias": dbias}
-
-
-def _without_zeros(call: Call, dz: Tensor) -> Tensor:
-    """The pixels of dz, N planes pixels, as a view."""
-    sizes, (N, _, _, _, planes, _) = call.plan.maps, call.plan.sizes
-    strides = (sizes.gradient, sizes.plane + sizes.zeros, 1)
-    return dz.as_strided((N, planes, sizes.plane), strides, sizes.gradient_lead)

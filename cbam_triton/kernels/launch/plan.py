@@ -19,7 +19,9 @@ from .choice import choose
 from .hardware import DeviceFacts
 from .layout import PixelStrides, access_width, needs_wide_offsets, output_like, pixel_strides, pixel_strides_as
 from .problem import Problem
+from .tile_sizes import power_above
 
+_NORM_PROGRAMS = 256  # at most; each leaves two sums, which every program adds up
 _MULTIPLE = 16  # elements: as far as wider accesses come from it
 
 
@@ -53,6 +55,7 @@ class Plan:
     form: Form
     layout: Layout
     dependent_launches: bool
+    norm_programs: int  # of the norm's gradients
     prepared: dict[Any, Any] = dataclasses.field(default_factory=dict)  # launches, by `launcher`
 
     @property
@@ -117,6 +120,7 @@ def plan(
         form=form,
         layout=layout,
         dependent_launches=device.dependent_launches,
+        norm_programs=min(_NORM_PROGRAMS, power_above(2 * device.sm_count)),
     )
 
 

@@ -32,14 +32,11 @@ def mean_and_variance(z: Tensor, group: str | None) -> tuple[Tensor, Tensor, Ten
     return mean, var, count
 
 
-def over_batch(sums: tuple[Tensor, Tensor], size: int, group: str | None) -> tuple[Tensor, Tensor]:
-    """Sums (1,) over the `size` logits of this process as averages over all that the statistics are of."""
-    if group is None:
-        return sums[0] / size, sums[1] / size
-    total = torch.cat((*sums, torch.full_like(sums[0], size)))
+def over_batch(sums: Tensor, size: int, group: str) -> Tensor:
+    """Two sums (2,) over the `size` logits of this process as averages over all that the statistics are of."""
+    total = torch.cat((sums, sums.new_full((1,), size)))
     dist.all_reduce(total, group=_group(group))
-    first, second, count = total.split(1)
-    return first / count, second / count
+    return total[:2] / total[2]
 
 
 def total(tensor: Tensor, group: str) -> Tensor:

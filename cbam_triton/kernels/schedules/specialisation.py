@@ -2,5 +2,5 @@
 
 UNSPECIALISED = [
     *(f"{tensor}_stride_{axis}" for tensor in ("x", "y", "dy", "d", "dx") for axis in "ncp"),
-    *("N", "C", "H", "W", "PLANES", "R", "BLOCKS", "SHARES", "LAG"),
+    *("N", "C", "H", "W", "PLANES", "R", "BLOCKS", "SHARES", "COUNT", "LAG"),
 ]

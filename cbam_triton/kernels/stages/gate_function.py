@@ -5,6 +5,9 @@ import triton.language as tl
 
 from .reductions import rounded_product
 
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LN_2_HIGH, _LN_2_LOW = tl.constexpr(355 / 512), tl.constexpr(-2.121944400546906e-4)  # products of the first are exact
+
 
 @triton.jit
 def gate_of(logits, HARD: tl.constexpr):
@@ -12,6 +15,24 @@ def gate_of(logits, HARD: tl.constexpr):
     if HARD:
         shifted = logits + 3
         return tl.where(shifted < 0, 0.0, tl.where(shifted > 6, 6.0, shifted)) / 6
+    else:
+        return _sigmoid(logits)
+
+
+@triton.jit
+def _sigmoid(logits):
+    """1 / (1 + exp(-logits)), in float32 to the last bit or two.
+
+    A GPU has a power of two that is exact to 2 ulp; what the product of a large logit with log2 e loses before it would
+    cost more. So exp(-logits) = 2^k exp(rest), where `rest` is below a half of ln 2 and exact (Cody and Waite 1980).
+    """
+    if logits.dtype == tl.float32:
+        moderate = tl.abs(logits) < 80
+        x = tl.where(moderate, -logits, 0.0)
+        k = tl.floor(x * _LOG2_E + 0.5)
+        rest = x - k * _LN_2_HIGH - k * _LN_2_LOW
+        power = tl.exp2(k) * tl.exp2(rest * _LOG2_E)
+        return tl.where(moderate, tl.div_rn(tl.full((), 1.0, tl.float32), 1 + power), tl.sigmoid(logits))
     else:
         return tl.sigmoid(logits)
 
