@@ -36,7 +36,10 @@ class Work(NamedTuple):
 
 
 def trips_of(kernel: str, plan: Plan, code: Code) -> tuple[int, ...]:
-    """How often each loop runs: the one that loads most walks over x, the others over hidden units or shares."""
+    """How often each loop runs: the one that loads most walks over x, the others over hidden units or shares.
+
+    The MLP's kernels add up shares first, and walk over channels then.
+    """
     problem, tiles = plan.problem, plan.candidate.tiles
     blocks = plan.blocks
     over_x = {
@@ -46,8 +49,7 @@ def trips_of(kernel: str, plan: Plan, code: Code) -> tuple[int, ...]:
         "logit_gradient_kernel": -(-problem.C // tiles.SPATIAL_C),
         "apply_gates_kernel": -(-min(problem.C, tiles.APPLY_SPLIT) // tiles.APPLY_C),
         "input_gradient_kernel": -(-min(problem.C, tiles.APPLY_SPLIT) // tiles.APPLY_C),
-        "channel_mlp_kernel": -(-blocks // tiles.MLP_T),
-        "mlp_gradient_kernel": -(-blocks // tiles.MLP_T),
+        "norm_sums_kernel": -(-problem.N * problem.P // (1024 * plan.norm_programs)),
         "weight_gradients_kernel": -(-problem.N // 16),
     }
     others = {
@@ -56,6 +58,8 @@ def trips_of(kernel: str, plan: Plan, code: Code) -> tuple[int, ...]:
     }
     if not code.loops:
         return ()
+    if kernel in ("channel_mlp_kernel", "mlp_gradient_kernel") and len(code.loops) == 2:
+        return -(-blocks // tiles.MLP_T), -(-min(problem.C, tiles.MLP_SPLIT) // tiles.MLP_C)
     main = _main_loop(code)
     return tuple((over_x if i == main else others).get(kernel, 1) for i in range(len(code.loops)))
 
