@@ -110,6 +110,8 @@ class LightCbamModule(CbamModule):
     """`CbamModule` on the half of the sum of both pools, as `timm.layers.cbam.LightCbamModule`.
 
     Its gates are sigmoids: timm's own takes another `gate_layer` and uses none. The convolution is (1, 1, K, K).
+
+        layer = LightCbamModule(64)
     """
 
     light = True

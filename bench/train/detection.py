@@ -57,7 +57,7 @@ class Detection:
         return sum(losses.values(), start=next(iter(losses.values())).new_zeros(()))
 
     def measure(self, model: nn.Module, processes: Processes) -> dict[str, float]:
-        """COCO's average precision of all held-out images, from 0 to 1, of the sizes that there are."""
+        """COCO's average precision of all held-out images, from 0 to 1, for each size of box among them."""
         rows = [np.zeros((0, 7))]
         for images, targets in self.held_out:
             found = model([image.to(self.device, non_blocking=True) for image in images])

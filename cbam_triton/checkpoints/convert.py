@@ -47,6 +47,10 @@ def convert_state_dict(
 
     Raises: ValueError for the keys of no known format, shapes that fit neither each other nor `channels`, and options
     that contradict the weights or do not exist; TypeError for values that are no tensors.
+
+        converted = convert_state_dict(torch.load("model.pt"), prefix="layer1.0.cbam")
+        layer = CBAM(**converted.options)
+        layer.load_state_dict(converted.state_dict)
     """
     check_state_dict(state_dict, lambda one: bool(find_layers(one)))
     tensors = _inside(state_dict, prefix)

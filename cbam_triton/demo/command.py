@@ -6,6 +6,7 @@ Exit status 0 if all is well, 1 if a result is wrong, 2 and one line for what ca
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -23,6 +24,8 @@ _BAR = {"leave": False, "dynamic_ncols": True, "disable": None}  # none where st
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
+    # torch.compile would warn of CUDA tools without a GPU, which is no news to whoever runs the command.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     parsers: dict[str, Callable[[], Parser]] = {"train": _train_parser, "see": _see_parser, "info": _info_parser}
     # No argparse subcommand: it would take the check's options before the word "train" and drop them.
     if words and words[0] in parsers:

@@ -24,6 +24,9 @@ def grad_cam(
 
     Raises: ImportError without the package, ValueError for an unknown method or layer, TypeError for a model or images
     of another type.
+
+        heat = cbam_triton.viz.grad_cam(model, images, "layer4.1")
+
     Source: arXiv 1610.02391 (Grad-CAM), arXiv 1710.11063 (Grad-CAM++); the CBAM paper's figure 4.
     """
     try:

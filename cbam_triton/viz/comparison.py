@@ -32,6 +32,9 @@ def compare(
 
     Raises: ValueError for other images, pictures or targets, or no network; ImportError without the extra `viz`.
     Source: the CBAM paper's figure 4 (arXiv 1807.06521).
+
+        networks = {"ResNet18": plain, "ResNet18 + CBAM": refined}
+        scores = cbam_triton.viz.compare(networks, images, targets, "compared.png", layer="layer4")
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -20,6 +20,8 @@ def overlay(image: Tensor, gate: Tensor, *, opacity: float = 0.6) -> Any:
     """An image (3, H, W) or (1, H, W) in [0, 1] with a map (h, w) over it: a NumPy array (H, W, 3).
 
     The map's own range spans the colours; it is enlarged to the image's size.
+
+        picture = cbam_triton.viz.overlay(images[0], gates["layer4.1.cbam"].spatial[0, 0])
     """
     import matplotlib
 
@@ -41,6 +43,10 @@ def draw(
     `layers` are names in `gates`, all if None.
 
     Raises: ValueError for other images than these, and for gates of volumes or signals.
+
+        with cbam_triton.viz.record(model) as gates:
+            model(images)
+        cbam_triton.viz.draw(images, gates, "gates.png")
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -32,6 +32,9 @@ def statistics(model: nn.Module, batches: Iterable[Any]) -> dict[str, GateStatis
     stays in its mode: call `model.eval()` first.
 
     Raises: ValueError if no batch came or no gates were applied, TypeError for batches of another kind.
+
+        found = cbam_triton.viz.statistics(model.eval(), loader)
+        found["layer1.0.cbam"]
     """
     sums: dict[str, dict[int, _Sum]] = {}
     samples: dict[str, int] = {}
