@@ -31,8 +31,7 @@ class _State(NamedTuple):
     """What is compared at each call, by identity: classes, attributes, children and hooks of each part."""
 
     families: tuple[tuple[dict[str, Any], tuple[Any, ...]], ...]
-    kinds: tuple[tuple[nn.Module, type], ...]
-    attributes: tuple[dict[str, Any], ...]
+    kinds: tuple[tuple[nn.Module, type, dict[str, Any]], ...]  # with what must not have a forward of its own
     settings: tuple[tuple[dict[str, Any], str, Any], ...]  # of classes that are not PyTorch's
     classes: tuple[tuple[Any, Any], ...]
     hooks: tuple[Any, ...]
@@ -66,11 +65,8 @@ def _holds(state: _State) -> bool:
     for own, children in state.families:
         if tuple(own["_modules"].values()) != children:
             return False
-    for part, kind in state.kinds:
-        if type(part) is not kind:
-            return False
-    for own in state.attributes:
-        if "forward" in own:
+    for part, kind, own in state.kinds:
+        if type(part) is not kind or "forward" in own:
             return False
     for own, name, value in state.settings:
         if own.get(name) is not value:
@@ -92,8 +88,7 @@ def _state(module: nn.Module, seen: tuple[Part, ...]) -> _State:
     settings = [(vars(part), *setting) for part in others for setting in _settings(part)]
     return _State(
         tuple(families),
-        tuple((part, type(part)) for part in parts),
-        tuple(vars(part) for part in below),
+        tuple((part, type(part), {} if part is module else vars(part)) for part in parts),
         tuple(settings),
         tuple(classes.items()),
         tuple(own[name] for own in hooked for name in names),
