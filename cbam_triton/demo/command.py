@@ -127,6 +127,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     dtype = dtype_of(arguments.dtype, device)
     batch = (1 if device.type == "cpu" else 32) if arguments.batch is None else arguments.batch
     number_of("--batch", batch, 1, 1024, "the number of views")
+    number_of("--compile-seconds", arguments.compile_seconds, 0, 86400, "time for torch.compile")
     photograph = load_photograph(arguments.image)
     output = folder_of(arguments.output, ("report.txt", "attention.png"))
     why_interpreted = interpret_if_there_is_no_driver()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 
 EXTRA = 'pip install "cbam-triton[demo]"'
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+_Number = TypeVar("_Number", int, float)
 
 
 class InputError(Exception):
@@ -65,7 +67,7 @@ def dtype_of(name: str | None, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def number_of(name: str, value: int, least: int, most: int, what: str) -> int:
+def number_of(name: str, value: _Number, least: int, most: int, what: str) -> _Number:
     """`value`, if it lies between `least` and `most`.
 
     Raises: InputError else.

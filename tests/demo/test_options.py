@@ -76,12 +76,12 @@ def test_a_file_that_is_no_picture_is_an_error(refused, tmp_path, contents):
     assert "'text.jpg' cannot be read as an image" in refused("--image", "text.jpg")
 
 
-@pytest.mark.parametrize("format", ["png", "jpeg", "gif", "tiff", "webp"])
-def test_a_picture_that_ends_early_is_an_error(refused, tmp_path, format):
-    path = tmp_path / f"picture.{format}"
+@pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "tiff", "webp"])
+def test_a_picture_that_ends_early_is_an_error(refused, tmp_path, kind):
+    path = tmp_path / f"picture.{kind}"
     Image.effect_noise((64, 64), 50).convert("RGB").save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert f"'picture.{format}' cannot be read as an image" in refused("--image", path.name)
+    assert f"'picture.{kind}' cannot be read as an image" in refused("--image", path.name)
 
 
 def test_a_picture_of_more_pixels_than_memory_is_an_error(refused, tmp_path, monkeypatch):
@@ -112,6 +112,13 @@ def test_asking_whether_a_file_can_be_written_leaves_it_as_it_is(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_a_gpu_is_an_error(refused):
     assert "sees no cuda device; try --device cpu" in refused("--device", "cuda")
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-1", "inf"])
+def test_a_time_that_is_none_is_an_error(seconds, refused):
+    assert f"--compile-seconds is time for torch.compile, from 0 to 86400, got {float(seconds)}" in refused(
+        "--compile-seconds", seconds
+    )
 
 
 def test_a_missing_extra_names_the_command_that_installs_it(refused, monkeypatch):
