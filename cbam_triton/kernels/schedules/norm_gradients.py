@@ -5,6 +5,7 @@ import triton.language as tl
 
 from ..stages.addressing import size_of
 from ..stages.padded_map import gradient_size, past_zeros
+from ..stages.rounding import divided, inverse_root
 from ..stages.signals import follow
 from .specialisation import UNSPECIALISED
 
@@ -53,8 +54,8 @@ def norm_gradient_kernel(
         if gradients.norm_bias is not None:
             tl.store(gradients.norm_bias, of_bias.to(gradients.norm_bias.dtype.element_ty))
     if BATCH:
-        of_bias /= COUNT
-        of_weight /= COUNT
+        of_bias = divided(of_bias, COUNT)
+        of_weight = divided(of_weight, COUNT)
         slope = _slope(parameters, FORM)
         if parameters.norm_weight is not None:
             slope *= tl.load(parameters.norm_weight).to(FORM.ACC)
@@ -81,4 +82,4 @@ def _block(parameters, saved, scratch, begin, logits, size, BLOCK: tl.constexpr,
 def _slope(parameters, FORM):
     """1 / sqrt(var + eps)."""
     variance = tl.load(parameters.norm_var).to(FORM.ACC) + tl.full((), FORM.NORM_EPS, FORM.ACC)
-    return 1 / tl.sqrt(variance)
+    return inverse_root(variance)

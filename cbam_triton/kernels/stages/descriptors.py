@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .reductions import finite_or_zero, first_group, fold_exp, fold_max, fold_sum, maximum, reduce_max, rounded_product
+from .rounding import divided
 
 AVERAGE, MAXIMUM, NORM, LOGSUMEXP = (tl.constexpr(1 << place) for place in range(4))
 HALF = tl.constexpr(1 << 8)  # half the sum of the first two takes their place
@@ -154,7 +155,7 @@ def descriptors_of(pools, inside_c, size, FORM):
     """The descriptors by their places; what is left out is not asked for."""
     NORMED: tl.constexpr = NORM & FORM.CHANNEL_POOLS != 0
     LSE: tl.constexpr = LOGSUMEXP & FORM.CHANNEL_POOLS != 0
-    average = tl.where(inside_c, pools.total / size.P, 0.0)
+    average = tl.where(inside_c, divided(pools.total, size.P), 0.0)
     largest = tl.where(inside_c, pools.largest, 0.0)
     norm = tl.where(inside_c, tl.sqrt(pools.square), 0.0) if NORMED else average
     lse = tl.where(inside_c, finite_or_zero(pools.largest) + tl.log(pools.exponential), 0.0) if LSE else average
@@ -166,7 +167,7 @@ def pixel_share(d, SLOT: tl.constexpr, saved, n, c, inside_c, size, FORM):
     """What `through_pools` takes for the gradient d of the descriptor in SLOT: the factor that all pixels share."""
     POOL: tl.constexpr = 1 << SLOT
     if POOL == AVERAGE:
-        d = d / size.P
+        d = divided(d, size.P)
     if POOL == NORM:
         # Where the norm is 0 so is the subgradient that PyTorch takes.
         norm = tl.load(saved.descriptors + n * (FORM.SLOTS * size.C) + SLOT * size.C + c, mask=inside_c, other=0.0)

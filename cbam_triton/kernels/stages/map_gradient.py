@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .padded_map import gradient_size, has_plane, past_zeros, tap_row
+from .rounding import divided
 from .spatial_gate import norm_slope, spatial_gate
 
 _NO_COLUMN = tl.constexpr(-(1 << 20))  # a column of no map
@@ -71,7 +72,7 @@ def _map_gradient(dz_ptr, slope, parameters, saved, scratch, n, p, size, FORM):
         z = tl.load(saved.z + n * size.P + p, mask=inside, other=0.0)
         tl.store(scratch.s + n * size.P + p, spatial_gate(z, parameters, FORM), mask=inside)
     dmaps_ptr = scratch.dmaps + n * (2 * size.P)
-    low = slope * dmean / size.C
+    low = divided(slope * dmean, size.C)
     if FORM.SPATIAL_POOLS == "max":
         low = tl.zeros_like(low)
     tl.store(dmaps_ptr + p, low, mask=inside)

@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .gate_function import gate_of
 from .padded_map import has_plane, past_zeros, tap_row
+from .rounding import inverse_root
 
 
 @triton.jit
@@ -56,7 +57,7 @@ def normed(z, parameters, FORM):
     """norm(z) by fixed statistics, without those of its parameters that are None."""
     if parameters.norm_mean is not None:
         variance = tl.load(parameters.norm_var).to(FORM.ACC) + tl.full((), FORM.NORM_EPS, FORM.ACC)
-        z = (z - tl.load(parameters.norm_mean).to(FORM.ACC)) / tl.sqrt(variance)
+        z = (z - tl.load(parameters.norm_mean).to(FORM.ACC)) * inverse_root(variance)
     if parameters.norm_weight is not None:
         z *= tl.load(parameters.norm_weight).to(FORM.ACC)
     if parameters.norm_bias is not None:
@@ -69,7 +70,7 @@ def norm_slope(parameters, FORM):
     """d norm(z) / d z for fixed statistics."""
     slope = tl.full((), 1.0, FORM.ACC)
     if parameters.norm_var is not None:
-        slope /= tl.sqrt(tl.load(parameters.norm_var).to(FORM.ACC) + tl.full((), FORM.NORM_EPS, FORM.ACC))
+        slope = inverse_root(tl.load(parameters.norm_var).to(FORM.ACC) + tl.full((), FORM.NORM_EPS, FORM.ACC))
         if parameters.norm_weight is not None:
             slope *= tl.load(parameters.norm_weight).to(FORM.ACC)
     return slope

@@ -8,6 +8,7 @@ import triton.language as tl
 from .addressing import known_multiple, pointers
 from .padded_map import past_zeros, zero_at
 from .reductions import first_group, fold_max, fold_order, fold_sum, maximum, reduce_max, rounded_product
+from .rounding import divided
 
 
 class Running(NamedTuple):
@@ -42,7 +43,7 @@ def spatial_pool_tile(
         gate_ptr += n * size.C
     pools = _pooled_channels(x, gate_ptr, c, p, size, TRACK, TILES, LAYOUT, FORM)
     peak = reduce_max(pools.largest, 0)
-    mean = tl.sum(pools.total, 0) / size.C
+    mean = divided(tl.sum(pools.total, 0), size.C)
     maps_ptr += n * (FORM.MAPS * size.padded)
     _store_maps(mean, peak, maps_ptr, size.zeros + past_zeros(p, size, FORM.DIMS), inside_p, FORM)
     if saved.maps is not None:
