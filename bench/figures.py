@@ -14,9 +14,9 @@ SUMMARY = "Draw the figures of docs/: the order in which the schedules read x, a
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SAMPLES, HELD, LAG = 16, 8, 2  # of the drawn batch; how many of them L2 holds; between the stages of the wavefront
 STAGES = {"A": ("channel pool", "#1f77b4"), "B": ("spatial pool", "#e08214"), "C": ("gate and apply", "#17807e")}
-FORMS = {"copy": "#c9c9c9", "timm eager": "#8a8a8a", "timm compiled": "#4d4d4d", "tuning run": "#17807e"}
+FORMS = {"copy": "#c9c9c9", "timm eager": "#8a8a8a", "timm compiled": "#4d4d4d", "cbam_triton": "#17807e"}
 NAMES = {"copy": "copy of x", "timm eager": "timm's, eager", "timm compiled": "torch.compile of timm's",
-         "tuning run": "cbam_triton, tuned"}  # fmt: skip
+         "cbam_triton": "cbam_triton"}  # fmt: skip
 _HEADER = re.compile(r"^\| x \| layout \| .+\|$", re.MULTILINE)
 
 Read = tuple[str, int]  # a stage and the sample of x that it reads
