@@ -11,7 +11,7 @@ import cbam_triton
 from cbam_triton import CBAM
 
 from ..cases import SCHEDULES, of_interpreted_exp
-from ..errors import assert_as_good_as_eager, assert_gradients_as_good_as_eager
+from ..errors import assert_as_good_as_eager
 
 pytestmark = [of_interpreted_exp, pytest.mark.usefixtures("nan_memory")]
 
@@ -53,12 +53,12 @@ def check_views(case, schedule, device):
             assert_as_good_as_eager(module(x, residual), y, y.double())
     x, dy, residual = (None if view is None else view.contiguous() for view in (x, dy, residual))
     with cbam_triton.settings(backend="reference"):
-        eager = results(module, x, dy, residual)
         wide = (None if view is None else view.double() for view in (x, dy, residual))
         exact = results(module.double(), *wide)
-    # Of two numbers eager's may be exact by luck, so that twice its error is nothing.
+    # Of a few numbers eager's may be exact by luck, so that twice its error is nothing.
     torch.testing.assert_close(y.double(), exact[0], rtol=1e-5, atol=1e-5)
-    assert_gradients_as_good_as_eager(gradients, eager[1], exact[1])
+    for mine, right in zip(gradients, exact[1], strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-5 * max(1.0, right.abs().max().item()))
 
 
 def moved(view, device):
