@@ -13,7 +13,7 @@ from cbam_triton.kernels.launch.hardware import why_no_triton
 from . import ablation, codegen, figures, host, network, plot, run
 from .train import command as train
 
-_LAB = ("space", "tune", "distill", "compare", "report", "export")
+_LAB = ("space", "tune", "distill", "compare", "report", "export", "device", "session")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     modules |= {"network": network, "ablation": ablation, "train": train}
     if why_no_triton() is None:
         modules |= {name: importlib.import_module(f"bench.lab.{name}") for name in _LAB}
-        modules["predict"] = importlib.import_module("bench.model.predict")
+        modules |= {name: importlib.import_module(f"bench.model.{name}") for name in ("predict", "roofline")}
     for name, module in modules.items():
         # Not the docstring, which -OO takes away.
         module.add_arguments(commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY))
