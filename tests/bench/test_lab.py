@@ -93,10 +93,10 @@ def test_torn_and_foreign_lines_are_reported_and_skipped_and_files_join(tmp_path
 @pytest.mark.usefixtures("in_process")
 def test_the_table_that_is_distilled_is_what_the_layer_runs(tmp_path, capsys, monkeypatch):
     path, table = tmp_path / "trials.jsonl", tmp_path / "table.json"
-    assert tuned(path, 6) == 0
+    assert tuned(path, 24, "--layout", "channels_last") == 0
     assert main(["distill", str(path), "--out", str(table)]) == 0
     assert "1 of 1 problems take one" in capsys.readouterr().out
-    module, x = CBAM(16).eval(), torch.randn(2, 16, 6, 5)
+    module, x = CBAM(16).eval(), torch.randn(2, 16, 6, 5).to(memory_format=torch.channels_last)
     fastest = min(trials.read([path])[0], key=lambda trial: trial.ratio[0])
     tuning.use(table)
     try:

@@ -52,7 +52,7 @@ def test_each_launch_has_its_facts_and_the_call_a_prediction(compiled):
     assert [row["kernel"] for row in rows] == STAGES
     assert rows[0]["where"] == ("sm_90", compiled[0].programs, compiled[0].warps, 132)
     tiles = compiled[0].plan.candidate.tiles
-    assert rows[0]["iterations"] == min(6 * 5, tiles.POOL_SPLIT) // tiles.POOL_P == 0  # the rest is outside the loop
+    assert rows[0]["iterations"] == min(6 * 5, tiles.POOL_SPLIT) // tiles.POOL_P == 1  # the rest is outside the loop
     assert rows[2]["iterations"] == -(-16 // tiles.SPATIAL_C)
     assert (found["static"]["target"], found["static"]["sms"]) == ("sm_90", 132)
     assert 3e-6 < found["predicted"] < 1e-4  # three gaps of 1 us, and four small launches
