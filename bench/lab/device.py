@@ -1,7 +1,8 @@
 """`python -m bench device`: a GPU's own ceilings, as the device file that `predict` takes.
 
-Bandwidths are those of reading; a partitioned L2 is not told apart into near and far. Each number is the median of
-repeated launches by events on the GPU; latencies are differences of two lengths of the same chain.
+DRAM's bandwidth is that of a copy, L2's that of reading; a partitioned L2 is not told apart into near and far. Times
+are medians of launches by events on the GPU. Each number is the difference of two lengths of the same work, so what a
+launch costs is in none of them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Sizes(NamedTuple):
     l2_lines: int = 1 << 13  # and through L2
     steps: int = 1 << 12
     launches: int = 100
-    rounds: int = 8
+    rounds: int = 256  # over what L2 holds: milliseconds, where a launch costs microseconds
 
 
 @triton.jit(do_not_specialize=["SIZE", "ROUNDS"])
@@ -50,12 +51,12 @@ def read_kernel(x_ptr, out_ptr, SIZE, ROUNDS, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["STEPS"])
-def chase_kernel(next_ptr, out_ptr, STEPS):
-    """A chain of loads, each at the place that the one before gave."""
-    i = tl.load(next_ptr, cache_modifier=".cg")
+def chase_kernel(next_ptr, place_ptr, STEPS):
+    """A chain of loads, each at the place that the one before gave, from where the launch before ended."""
+    i = tl.load(place_ptr)
     for _ in range(STEPS):
         i = tl.load(next_ptr + i, cache_modifier=".cg")
-    tl.store(out_ptr, i)
+    tl.store(place_ptr, i)
 
 
 @triton.jit(do_not_specialize=["STEPS"])
@@ -82,8 +83,11 @@ def main(arguments: argparse.Namespace) -> int:
     device = device_of(arguments.device)
     if device.type == "cpu":
         raise InputError("needs a GPU, and there is none here: a device file may also be written by hand")
+    if hardware.interpreted():
+        raise InputError("the interpreter's times say nothing of a GPU: unset TRITON_INTERPRET")
     folder_of(str(arguments.out.parent), (arguments.out.name,), option="--out")
-    found = measured(device, facts_of(device), Sizes())
+    with torch.get_device_module(device).device(device):  # Triton launches on the current one
+        found = measured(device, facts_of(device), Sizes())
     print(f"{found['name']}, torch {torch.__version__}, triton {triton.__version__}, measured")
     print("\n".join(f"  {name:<14}{value}" for name, value in found.items() if name != "name"))
     row = {name: value for name, value in found.items() if name in Gpu._fields}
@@ -97,7 +101,9 @@ def facts_of(device: torch.device) -> dict[str, Any]:
     from triton.runtime import driver
 
     known = torch.cuda.get_device_properties(device)
-    clock = driver.active.utils.get_device_properties(device.index or 0)["sm_clock_rate"]  # kHz
+    clock = driver.active.utils.get_device_properties(torch.get_device_module(device).current_device())[
+        "sm_clock_rate"
+    ]  # kHz
     amd = getattr(known, "gcnArchName", "").partition(":")[0]
     return {
         "name": known.name,
@@ -112,21 +118,19 @@ def facts_of(device: torch.device) -> dict[str, Any]:
 def measured(device: torch.device, facts: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
     """The facts, and what is measured: GB/s, ns, the share of L2 that holds what is read again, us."""
     l2_bytes = int(facts["l2_mib"] * (1 << 20))
-    dram = read_gbs(device, facts["sms"], sizes.dram, 1)
+    read = read_gbs(device, facts["sms"], sizes.dram, 1)
     l2 = read_gbs(device, facts["sms"], min(l2_bytes // 4, sizes.dram), sizes.rounds)
     shares = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     speeds = [read_gbs(device, facts["sms"], min(int(share * l2_bytes), sizes.dram), sizes.rounds) for share in shares]
-    held = [share for share, speed in zip(shares, speeds, strict=True) if speed > (l2 + dram) / 2]
+    held = [share for share, speed in zip(shares, speeds, strict=True) if speed > (l2 + read) / 2]
     counter = torch.zeros(1, dtype=torch.int32, device=device)
-
-    def add(steps: int) -> None:
-        atomic_kernel[(1,)](counter, steps, num_warps=1)
 
     gap = _gap(lambda: empty_kernel[(1,)](counter), device, sizes.launches)
     graph = _gap(lambda: empty_kernel[(1,)](counter), device, sizes.launches, captured=True)
     return {
         **facts,
-        "dram_gbs": max(round(dram, 1), 0.1),
+        "dram_gbs": max(round(copy_gbs(device, sizes.dram), 1), 0.1),
+        "read_gbs": round(read, 1),
         "l2_gbs": max(round(l2, 1), 0.1),
         "l2_share": max(held, default=shares[0]),
         "l2_ns": round(_chain_ns(device, sizes.l2_lines, sizes.steps), 1),
@@ -139,20 +143,34 @@ def measured(device: torch.device, facts: dict[str, Any], sizes: Sizes) -> dict[
     }
 
 
+def copy_gbs(device: torch.device, size: int) -> float:
+    """GB/s of PyTorch's copy of so many bytes, read and written."""
+    x = torch.ones(max(1024, size // 4), device=device)
+    out = torch.empty_like(x)
+
+    def copies(count: int) -> None:
+        for _ in range(count):
+            out.copy_(x)
+
+    return 2 * x.nbytes / _slope(copies, device, 2)
+
+
 def read_gbs(device: torch.device, sms: int, size: int, rounds: int) -> float:
     """GB/s of reading so many bytes over and over."""
     x = torch.ones(max(1024, size // 4), device=device)
     out = torch.empty(8 * sms, device=device)
-    seconds = _seconds(lambda: read_kernel[(8 * sms,)](x, out, x.numel(), rounds, BLOCK=1024), device)
-    return 1e-9 * x.nbytes * rounds / seconds
+    return x.nbytes / _slope(lambda n: read_kernel[(8 * sms,)](x, out, x.numel(), n, BLOCK=1024), device, rounds)
 
 
 def _chain_ns(device: torch.device, lines: int, steps: int) -> float:
-    """Nanoseconds of a load in a chain through so many lines of 128 bytes."""
+    """Nanoseconds of a load in a chain through so many lines of 128 bytes.
+
+    All lines are walked once, then each launch goes on where the one before ended: what it meets was read longest ago.
+    """
     ring = cycle(lines).to(device)
-    out = torch.empty(1, dtype=torch.int32, device=device)
-    chase_kernel[(1,)](ring, out, 2 * lines, num_warps=1)
-    return _slope(lambda n: chase_kernel[(1,)](ring, out, n, num_warps=1), device, steps)
+    place = torch.zeros(1, dtype=torch.int32, device=device)
+    chase_kernel[(1,)](ring, place, lines, num_warps=1)
+    return _slope(lambda n: chase_kernel[(1,)](ring, place, n, num_warps=1), device, steps)
 
 
 def cycle(lines: int) -> Tensor:
@@ -164,7 +182,7 @@ def cycle(lines: int) -> Tensor:
 
 
 def _slope(launch: Callable[[int], Any], device: torch.device, steps: int) -> float:
-    """Nanoseconds a step: the difference of chains of `steps` and of twice as many."""
+    """Nanoseconds a step: the difference of launches of `steps` and of twice as many."""
     short, long = (_seconds(lambda n=n: launch(n), device) for n in (steps, 2 * steps))
     return max(1e9 * (long - short) / steps, 0.1)
 

@@ -26,8 +26,8 @@ def test_kernels_read_all_and_follow_the_chain(device):
     out = torch.empty(4, device=device)
     device_module.read_kernel[(4,)](x, out, 3000, 3, BLOCK=1024)
     assert out.sum().item() == pytest.approx(3 * x.sum().item(), rel=1e-5)
-    ring, place = device_module.cycle(16).to(device), torch.empty(1, dtype=torch.int32, device=device)
-    device_module.chase_kernel[(1,)](ring, place, 15, num_warps=1)
+    ring, place = device_module.cycle(16).to(device), torch.zeros(1, dtype=torch.int32, device=device)
+    device_module.chase_kernel[(1,)](ring, place, 16, num_warps=1)
     assert place.item() == 0
     counter = torch.zeros(2, dtype=torch.int32, device=device)
     device_module.atomic_kernel[(1,)](counter, 5, num_warps=1)
@@ -42,9 +42,33 @@ def test_what_is_measured_is_a_device_file(device):
     assert 0.3 <= found["l2_share"] <= 1
 
 
-def test_bandwidth_is_bytes_over_seconds(monkeypatch, device):
-    monkeypatch.setattr(device_module, "_seconds", lambda call, device: 1e-6)
-    assert device_module.read_gbs(torch.device(device), 1, 1 << 20, 3) == pytest.approx(3 * (1 << 20) / 1000)
+def test_no_launch_of_a_chain_reads_what_one_before_it_read(monkeypatch, device):
+    lines, visited = 64, []
+    ring = device_module.cycle(lines)
+
+    def chased(launch, device, steps):
+        before = places[-1].item()
+        for _ in range(5):
+            launch(steps)
+            after = places[-1].item()
+            while before != after:
+                before = int(ring[before])
+                visited.append(before)
+        return 1.0
+
+    places, zeros = [], torch.zeros
+    monkeypatch.setattr(device_module.torch, "zeros", lambda *a, **k: places.append(zeros(*a, **k)) or places[-1])
+    monkeypatch.setattr(device_module, "cycle", lambda lines: ring)
+    monkeypatch.setattr(device_module, "_slope", chased)
+    device_module._chain_ns(torch.device(device), lines, 12)
+    assert len(visited) == len(set(visited)) == 60
+
+
+def test_bandwidth_is_bytes_over_seconds_without_what_a_launch_costs(monkeypatch, device):
+    took = iter([20e-6 + 3e-6, 20e-6 + 6e-6] * 2)
+    monkeypatch.setattr(device_module, "_seconds", lambda call, device: next(took))
+    assert device_module.read_gbs(torch.device(device), 1, 1 << 20, 3) == pytest.approx((1 << 20) / 1000)
+    assert device_module.copy_gbs(torch.device(device), 1 << 20) == pytest.approx(2 * (1 << 20) / 1500)
 
 
 def test_a_slope_takes_what_both_chains_cost_out(monkeypatch):
