@@ -53,4 +53,6 @@ def registers(problem: Problem, schedule: str, training: bool) -> int:
         return 200  # x, and the gradients of its four descriptors, in two stages
     if problem.backward or (training and (schedule == "staged" or problem.itemsize > 2)):
         return 168
-    return (168 if training else 128) if power_above(problem.C) >= 512 else 0
+    if schedule == "wavefront" and power_above(problem.C) >= 2048:
+        return 200  # a program that has every stage in it
+    return 168 if power_above(problem.C) >= 512 else 0

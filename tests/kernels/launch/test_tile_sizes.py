@@ -117,7 +117,7 @@ def test_a_bad_override_is_quoted_beside_a_good_one(text, monkeypatch):
 
 @pytest.mark.parametrize("C, backward, schedule, training, limit", [
     (256, False, "wavefront", False, 0), (256, False, "wavefront", True, 0), (256, False, "staged", True, 168),
-    (512, False, "wavefront", False, 128), (300, False, "staged", False, 128), (2048, False, "wavefront", True, 168),
+    (512, False, "wavefront", False, 168), (300, False, "staged", False, 168), (2048, False, "wavefront", True, 200),
     (64, True, "wavefront", True, 168),
 ])  # fmt: skip
 def test_registers_are_limited_where_ptxas_would_spill(C, backward, schedule, training, limit):
